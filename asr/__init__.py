@@ -1,0 +1,1 @@
+"""A plugin-based speech-recognition pipeline with CTC."""

@@ -1,0 +1,174 @@
+"""Where components come from: our `conf/` folder and those of installed third-party packages.
+
+A package adds one entry point of the group `asr.plugins`, whose value names an importable package
+with a folder `conf/<group>/<name>.yaml` in it. Its configs then stand beside ours.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asr.errors import AsrError, ConfigError, near_matches
+
+ENTRY_POINT_GROUP = "asr.plugins"
+COMPONENT_GROUPS = ("text", "tokenizer", "featurizer", "augment", "encoder", "decoder", "corpus")
+"""The plugin kinds: config groups whose files name a class of ours or of a plugin."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A package that brings configs."""
+
+    name: str
+    folder: Path | None
+    """Its `conf` folder, `None` where it has none."""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A config file of a component group, and the class that it names."""
+
+    group: str
+    name: str
+    provider: str
+    target: str | None
+    path: Path
+    problem: str = ""
+
+
+@lru_cache
+def providers() -> tuple[Provider, ...]:
+    """Our own configs, then those of every installed plugin, in the order in which Hydra looks."""
+    found = [_provider("asr", "asr")]
+    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
+        found.append(_provider(entry.name, entry.value))
+    return tuple(found)
+
+
+def _provider(name: str, package: str) -> Provider:
+    try:
+        spec = importlib.util.find_spec("asr.conf" if package == "asr" else package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        return Provider(name, None, f"the package '{package}' that its entry point names cannot be imported")
+    location = Path(list(spec.submodule_search_locations)[0])
+    folder = location if package == "asr" else location / "conf"
+    if not folder.is_dir():
+        return Provider(name, None, f"the package '{package}' has no folder 'conf' (is it in its package data?)")
+    return Provider(name, folder)
+
+
+def config_names(group: str) -> dict[str, Path]:
+    """Every config of a group, by name, as Hydra resolves it: the first provider wins."""
+    found: dict[str, Path] = {}
+    for provider in providers():
+        if provider.folder:
+            for path in sorted((provider.folder / group).glob("*.yaml")):
+                found.setdefault(path.stem, path)
+    return found
+
+
+def components() -> Iterator[Component]:
+    """Every component of every provider, those included that an earlier provider shadows."""
+    for group in COMPONENT_GROUPS:
+        owner: dict[str, str] = {}
+        for provider in providers():
+            for path in sorted((provider.folder / group).glob("*.yaml")) if provider.folder else ():
+                first = owner.setdefault(path.stem, provider.name)
+                problem = "" if first == provider.name else f"shadowed by '{first}', which has the same name"
+                yield Component(group, path.stem, provider.name, _target(path), path, problem)
+
+
+def _target(path: Path) -> str | None:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({error}).") from None
+    return config.get("_target_") if isinstance(config, dict) else None
+
+
+def allowed_targets(group: str) -> set[str]:
+    """The `_target_`s that installed configs of a group name: all that a bundle may ask for."""
+    return {target for path in config_names(group).values() if (target := _target(path))}
+
+
+def problems() -> list[str]:
+    """What is wrong with the installed plugins: no `conf`, or names that are already taken."""
+    found = [f"plugin '{p.name}': {p.problem}" for p in providers() if p.problem]
+    found += [f"plugin '{c.provider}': {c.group}={c.name} is {c.problem}" for c in components() if c.problem]
+    return found
+
+
+def register() -> None:
+    """Put the plugins' `conf` folders on Hydra's search path."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class AsrPlugins(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for provider in providers()[1:]:
+                if provider.folder:
+                    search_path.append(f"asr plugin {provider.name}", f"file://{provider.folder}")
+
+    if not any(plugin.__name__ == "AsrPlugins" for plugin in Plugins.instance().discover(SearchPathPlugin)):
+        Plugins.instance().register(AsrPlugins)
+
+
+def instantiate(config: Mapping[str, Any], key: str, /, **arguments: Any) -> Any:
+    """Build the component that a config names by `_target_`.
+
+    Args:
+        config: `_target_` and the constructor's arguments.
+        key: where the config stands, as a user types it; for messages.
+        arguments: sizes and other things known only at run time; they win over the config.
+
+    Raises:
+        ConfigError: there is no such class, or it does not take one of the options.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import get_object
+    from hydra.utils import instantiate as hydra_instantiate
+
+    target = config.get("_target_") if isinstance(config, Mapping) else None
+    if not target:
+        raise ConfigError(f"{key}: the config has no '_target_', so it names no component.")
+    try:
+        constructor = get_object(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}: cannot load '{target}' ({error}). Is its package installed?") from None
+    _check_options(constructor, config, arguments, key)
+    try:
+        return hydra_instantiate(config, _convert_="all", **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, AsrError):
+            raise error.__cause__ from None
+        raise
+
+
+def _check_options(constructor: Callable, config: Mapping, arguments: Mapping, key: str) -> None:
+    parameters = inspect.signature(constructor).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    reserved = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+    for option in config:
+        if option not in parameters and option not in reserved:
+            raise ConfigError(f"{key}: has no option '{option}'. {near_matches(str(option), parameters)}")
+    if config.get("_partial_") or config.get("_args_"):
+        return
+    given = {**config, **arguments}
+    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
+    missing = [name for name in missing if parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL]
+    if missing:
+        raise ConfigError(f"{key}: the option '{missing[0]}' has to be given: {key}.{missing[0]}=…")
