@@ -1,1 +1,36 @@
-"""A plugin-based speech-recognition pipeline with CTC."""
+"""A plugin-based speech-recognition pipeline with CTC.
+
+>>> import asr
+>>> recognizer = asr.load("runs/demo/bundle")  # doctest: +SKIP
+>>> recognizer.transcribe("talk.wav").text  # doctest: +SKIP
+'call seven three five'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asr.errors import AsrError
+    from asr.recognizer import Recognizer, load
+    from asr.types import Hypothesis, Transcript, Utterance, Word
+
+__all__ = ["AsrError", "Hypothesis", "Recognizer", "Transcript", "Utterance", "Word", "load"]
+
+_HOMES = {
+    "AsrError": "asr.errors",
+    "Hypothesis": "asr.types",
+    "Recognizer": "asr.recognizer",
+    "Transcript": "asr.types",
+    "Utterance": "asr.types",
+    "Word": "asr.types",
+    "load": "asr.recognizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch is loaded when something that needs it is asked for
+    if name not in _HOMES:
+        raise AttributeError(f"module 'asr' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

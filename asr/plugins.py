@@ -62,7 +62,7 @@ def _provider(name: str, package: str) -> Provider:
         spec = None
     if spec is None or not spec.submodule_search_locations:
         return Provider(name, None, f"the package '{package}' that its entry point names cannot be imported")
-    location = Path(list(spec.submodule_search_locations)[0])
+    location = Path(next(iter(spec.submodule_search_locations)))
     folder = location if package == "asr" else location / "conf"
     if not folder.is_dir():
         return Provider(name, None, f"the package '{package}' has no folder 'conf' (is it in its package data?)")
@@ -150,7 +150,8 @@ def instantiate(config: Mapping[str, Any], key: str, /, **arguments: Any) -> Any
         raise ConfigError(f"{key}: cannot load '{target}' ({error}). Is its package installed?") from None
     _check_options(constructor, config, arguments, key)
     try:
-        return hydra_instantiate(config, _convert_="all", **arguments)
+        # run-time arguments are handed over outside Hydra, which would copy them into a config
+        return hydra_instantiate({**config, "_partial_": True}, _convert_="all")(**arguments)
     except InstantiationException as error:
         if isinstance(error.__cause__, AsrError):
             raise error.__cause__ from None
@@ -161,12 +162,10 @@ def _check_options(constructor: Callable, config: Mapping, arguments: Mapping, k
     parameters = inspect.signature(constructor).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    reserved = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+    reserved = {"_target_", "_convert_", "_recursive_"}
     for option in config:
         if option not in parameters and option not in reserved:
             raise ConfigError(f"{key}: has no option '{option}'. {near_matches(str(option), parameters)}")
-    if config.get("_partial_") or config.get("_args_"):
-        return
     given = {**config, **arguments}
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
     missing = [name for name in missing if parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL]

@@ -81,7 +81,7 @@ class Emissions:
     def numpy(self) -> Emissions:
         """The same emissions as NumPy arrays on the CPU."""
         arrays = (x.cpu().numpy() if hasattr(x, "cpu") else x for x in (self.log_probs, self.lengths))
-        return Emissions(*arrays, self.frame_seconds)  # type: ignore[arg-type]
+        return Emissions(*arrays, self.frame_seconds)  # type: ignore[arg-type, call-arg]
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:
     count = 0
     try:
         with partial.open("w", encoding="utf-8") as file:
-            for count, utterance in enumerate(utterances, 1):
+            for utterance in utterances:
+                count += 1
                 file.write(format_line(utterance, folder) + "\n")
         partial.replace(path)
     finally:

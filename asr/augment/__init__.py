@@ -1,0 +1,11 @@
+"""Augmentation of waveforms and features, in training only.
+
+An augmentation takes `(x, lengths, seeds)` and returns `(x, lengths)`; its `domain` says what x is: "waveform"
+(B, N) or "features" (B, T, D). The seeds (B,) int64 are a function of (seed, epoch, utterance), so the same utterance
+is altered in the same way whatever batch, rank or resumed run it is met in.
+"""
+
+from asr.augment.specaugment import SpecAugment
+from asr.augment.speed import SpeedPerturbation
+
+__all__ = ["SpecAugment", "SpeedPerturbation"]

@@ -1,0 +1,50 @@
+"""Speed perturbation by resampling."""
+
+from __future__ import annotations
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+from asr.augment.seeds import generators
+from asr.errors import ConfigError
+
+
+class SpeedPerturbation(nn.Module):
+    """Play each utterance at a speed drawn at random, pitch changing with it (Ko et al., Interspeech 2015).
+
+    Args:
+        factors: the speeds to draw from; 1.1 shortens an utterance by a tenth.
+
+    Shapes: waveforms (B, N), lengths (B,) samples → (B, N'), lengths (B,).
+    """
+
+    domain = "waveform"
+
+    def __init__(self, factors: list[float] = (0.9, 1.0, 1.1)):  # type: ignore[assignment]
+        super().__init__()
+        if not factors or not all(0.5 <= factor <= 2 for factor in factors):
+            raise ConfigError(f"augment.speed.factors={list(factors)}: must be speeds from 0.5 to 2.")
+        self.factors = list(factors)
+        self.max_speed = max(factors)
+        # the ratio matters, not the rate: 100 Hz allows steps of one percent, and short filters
+        self.resample = nn.ModuleList(torchaudio.transforms.Resample(round(100 * f), 100) for f in self.factors)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        choices = torch.tensor([int(g.integers(len(self.factors))) for g in generators(seeds, 1)])
+        pieces: list[Tensor] = [waveforms] * len(lengths)
+        new_lengths = lengths.clone()
+        for choice, resample in enumerate(self.resample):
+            rows = torch.nonzero(choices == choice).flatten()
+            if len(rows) and self.factors[choice] != 1:
+                longest = int(lengths[rows].max())
+                changed = resample(waveforms[rows, :longest])
+                new_lengths[rows] = -(-lengths[rows] * 100 // round(100 * self.factors[choice]))
+                for row, piece in zip(rows.tolist(), changed, strict=True):
+                    pieces[row] = piece[: new_lengths[row]]
+            else:
+                for row in rows.tolist():
+                    pieces[row] = waveforms[row, : lengths[row]]
+        if not pieces:
+            return waveforms, lengths
+        return nn.utils.rnn.pad_sequence(pieces, batch_first=True), new_lengths

@@ -1,0 +1,174 @@
+"""A trained recognizer as one folder: `config.yaml`, `model.safetensors`, `tokenizer/`, `README.md` (its card).
+
+Loading executes no code of the bundle: weights are safetensors, the config is plain YAML, and each of its stages may
+only be a class that an installed config of the same group names.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asr.errors import CheckpointError, near_matches
+from asr.pipeline import Pipeline, build
+from asr.plugins import allowed_targets
+
+STAGES = ("text", "tokenizer", "featurizer", "encoder", "decoder")
+FORMAT = 1
+
+
+def pipeline_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a training's config that its recognizer needs."""
+    return {"format": FORMAT, **{key: config[key] for key in (*STAGES, "normalization")}}
+
+
+def save_bundle(folder: Path, pipeline: Pipeline, config: Mapping[str, Any], card: str) -> None:
+    """Write a bundle, whole or not at all.
+
+    Args:
+        folder: replaced if it is there.
+        pipeline: the trained stages.
+        config: as `pipeline_config` gives it.
+        card: Markdown: data, hours, error rates, command.
+    """
+    from safetensors.torch import save_file
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
+        new = Path(partial) / "new"
+        (new / "tokenizer").mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in pipeline.model.state_dict().items()}, new / "model.safetensors")
+        pipeline.tokenizer.save(new / "tokenizer")
+        (new / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), "utf-8")
+        (new / "README.md").write_text(card, "utf-8")
+        if folder.exists():
+            folder.rename(Path(partial) / "old")
+        new.rename(folder)
+
+
+def load_pipeline(checkpoint: str | Path, decoder: Mapping[str, Any] | None = None) -> Pipeline:
+    """Build the pipeline of a trained recognizer and load its weights, on the CPU, in evaluation mode.
+
+    Args:
+        checkpoint: a bundle, a run's folder, or a Lightning `.ckpt` of a run.
+        decoder: a config to use instead of the bundle's own.
+
+    Raises:
+        CheckpointError: nothing there, damaged, unsafe, or not fitting.
+    """
+    path = Path(checkpoint)
+    if path.is_file() and path.suffix == ".ckpt":
+        pipeline = _load_ckpt(path, decoder)
+    elif (path / "bundle" / "config.yaml").is_file():
+        pipeline = _load_folder(path / "bundle", decoder)
+    elif (path / "config.yaml").is_file() and (path / "model.safetensors").is_file():
+        pipeline = _load_folder(path, decoder)
+    elif (path / "checkpoints").is_dir():
+        pipeline = _load_ckpt(_best(path), decoder)
+    else:
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = "" if path.exists() else f" {near_matches(path.name, siblings)}"
+        raise CheckpointError(
+            f"checkpoint={checkpoint}: no recognizer there. Give a run's folder, its bundle, or a .ckpt file.{hint}"
+        )
+    pipeline.model.eval().requires_grad_(False)
+    return pipeline
+
+
+def _best(run: Path) -> Path:
+    found = sorted((run / "checkpoints").glob("best-*.ckpt")) or sorted((run / "checkpoints").glob("last.ckpt"))
+    if not found:
+        raise CheckpointError(f"checkpoint={run}: the run has no bundle and no checkpoint yet.")
+    return found[-1]
+
+
+def _load_folder(folder: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / 'config.yaml'}: not valid YAML ({error}).") from None
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / 'model.safetensors'}: cannot be read ({error}).") from None
+    return _assemble(config, folder / "tokenizer", weights, decoder, folder)
+
+
+def _load_ckpt(path: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the damage leads to
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({error}).") from None
+    if not isinstance(state, dict) or not isinstance(state.get("recognizer"), dict):
+        raise CheckpointError(f"{path}: not a checkpoint of this toolkit (it describes no recognizer).")
+    weights = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in state["recognizer"]["tokenizer"].items():
+            (Path(folder) / Path(name).name).write_bytes(content)
+        return _assemble(state["recognizer"]["config"], Path(folder), weights, decoder, path)
+
+
+def describe(pipeline: Pipeline, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds besides the weights, so that it can be loaded without its run's folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline.tokenizer.save(Path(folder))
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+    return {"config": pipeline_config(config), "tokenizer": files}
+
+
+def _assemble(
+    config: Any, tokenizer_folder: Path, weights: Mapping, decoder: Mapping[str, Any] | None, source: Path
+) -> Pipeline:
+    check_config(config, source)
+    tokenizer_class = _class(config["tokenizer"]["_target_"])
+    tokenizer = tokenizer_class.load(tokenizer_folder)
+    pipeline = build({**config, "decoder": decoder or config["decoder"]}, tokenizer=tokenizer)
+    try:
+        pipeline.model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{source}: its weights do not fit its own config. {str(error).splitlines()[-1].strip()}"
+        ) from None
+    return pipeline
+
+
+def check_config(config: Any, source: Path) -> None:
+    """Refuse a config that lacks a stage, or names a class that no installed config of that stage names.
+
+    Raises:
+        CheckpointError: see above.
+    """
+    if not isinstance(config, dict) or any(not isinstance(config.get(stage), dict) for stage in STAGES):
+        raise CheckpointError(f"{source}: its config lacks one of the stages {', '.join(STAGES)}.")
+    if config.get("format", 0) > FORMAT:
+        raise CheckpointError(f"{source}: written by a newer version of the toolkit. Upgrade to load it.")
+    for stage in STAGES:
+        target = config[stage].get("_target_")
+        if target not in allowed_targets(stage):
+            raise CheckpointError(
+                f"{source}: refuses to load '{target}' as {stage}: no installed config names it. "
+                "If it comes from a plugin, install that package first."
+            )
+        if _targets({k: v for k, v in config[stage].items() if k != "_target_"}):
+            raise CheckpointError(f"{source}: refuses a config with a '_target_' inside '{stage}'.")
+
+
+def _targets(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(str(k).startswith("_") or _targets(v) for k, v in value.items())
+    return isinstance(value, list) and any(_targets(v) for v in value)
+
+
+def _class(target: str) -> Any:
+    from hydra.utils import get_class
+
+    return get_class(target)

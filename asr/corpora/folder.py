@@ -1,0 +1,51 @@
+"""Audio files with their transcripts beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from asr.corpora.base import AUDIO_SUFFIXES, Corpus, Splits, read_lines, require_path
+from asr.corpora.check import MISSING_AUDIO, Dropped
+from asr.errors import ConfigError
+from asr.types import Utterance
+
+
+@dataclass(kw_only=True)
+class Folder(Corpus):
+    """Every audio file below `root` with a `.txt` of the same stem; the id is the path without the suffix."""
+
+    root: str | None = None
+    split: str = "train"
+    """What to call the manifest."""
+    speaker: str | None = None
+    """`parent` takes the name of a file's folder as its speaker."""
+    lang: str | None = None
+
+    def utterances(self, out: Path) -> Splits:
+        if self.speaker not in (None, "parent"):
+            raise ConfigError(f"corpus.speaker={self.speaker}: only 'parent' (the name of a file's folder) is known.")
+        root = require_path(self.root, "corpus.root", "a folder with audio files and a .txt of the same stem for each")
+        return {self.split: self._read(root)}
+
+    def _read(self, root: Path) -> Iterator[Utterance | Dropped]:
+        stems: set[Path] = set()
+        texts: list[Path] = []
+        for path in sorted(root.rglob("*")):
+            if path.suffix.lower() == ".txt":
+                texts.append(path)
+            elif path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():
+                stems.add(path.with_suffix(""))
+                text = _read_text(path.with_suffix(".txt"))
+                name = path.relative_to(root).with_suffix("").as_posix()
+                yield Utterance(str(path), text, id=name, speaker=self.speaker and path.parent.name, lang=self.lang)
+        for path in texts:
+            if path.with_suffix("") not in stems:
+                name = path.relative_to(root).with_suffix("").as_posix()
+                yield Dropped(name, "", MISSING_AUDIO, f"{path.name} has no audio file beside it")
+
+
+def _read_text(path: Path) -> str | None:
+    """The lines of a transcript, joined by spaces."""
+    return " ".join(line.strip() for _, line in read_lines(path)) if path.is_file() else None

@@ -1,0 +1,282 @@
+"""The data of a training: which utterances, what was dropped and why, and the loaders over them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+
+from asr.data.audio import audio_duration
+from asr.data.loader import Manifests, SpeechDataset, SpeechLoader
+from asr.data.sampler import BucketSampler
+from asr.errors import ConfigError, DataError
+from asr.types import Batch, Utterance
+
+
+@dataclass
+class Fit:
+    """What training needs to know of the pipeline to choose utterances."""
+
+    encode: Callable[[str], list[int]]
+    """A transcript of the manifest → label ids."""
+    unknown: Callable[[str], list[str]]
+    """The characters (or words) of a transcript that have no label."""
+    frames: Callable[[np.ndarray], np.ndarray]
+    """(U,) seconds → (U,) emission frames, at the fastest speed that augmentation may give."""
+    sample_rate: int
+
+
+@dataclass
+class Dropped:
+    """Utterances that a training leaves out, by reason."""
+
+    rows: list[dict] = field(default_factory=list)
+
+    def add(self, utterance: Utterance, reason: str, seconds: float, detail: str = "") -> None:
+        row = {"id": utterance.id, "reason": reason, "detail": detail, "audio_filepath": utterance.audio_filepath}
+        self.rows.append(row | {"duration": round(seconds, 3)})
+
+    def summary(self) -> str:
+        count, seconds = Counter(row["reason"] for row in self.rows), Counter()  # type: ignore[var-annotated]
+        for row in self.rows:
+            seconds[row["reason"]] += row["duration"]
+        return ", ".join(f"{n} {reason} ({seconds[reason] / 3600:.2f} h)" for reason, n in count.most_common())
+
+
+class SpeechData(L.LightningDataModule):
+    """Manifests → batches.
+
+    Args:
+        train: manifest or manifests to train on.
+        validation: those to validate on; `None` holds out speakers of `train`.
+        test: those scored at the end of training.
+        validation_speakers: the share of speakers held out when there is no validation manifest; 0 trains on all.
+        validation_fold: which share of the shuffled speakers that is, from 0.
+        validation_seed: shuffles the speakers.
+        batch_seconds: the longest padded duration of a micro-batch.
+        validation_batch_seconds: the same in validation.
+        buckets: how many utterance lengths the sampler tells apart.
+        min_seconds, max_seconds: training utterances outside are dropped and counted.
+        unknown: "error", or "drop" utterances with a character that has no label.
+        channel: of the audio files, from 0; `None` averages all channels.
+        workers: processes that read audio; `None`: one less than the cores, 8 at the most.
+        seed: of the shuffling.
+    """
+
+    def __init__(
+        self,
+        train: str | Sequence[str] | None = None,
+        validation: str | Sequence[str] | None = None,
+        test: str | Sequence[str] | None = None,
+        validation_speakers: float = 0.1,
+        validation_fold: int = 0,
+        validation_seed: int = 0,
+        batch_seconds: float = 60.0,
+        validation_batch_seconds: float = 120.0,
+        buckets: int = 20,
+        min_seconds: float = 0.1,
+        max_seconds: float = 30.0,
+        unknown: str = "error",
+        channel: int | None = None,
+        workers: int | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if unknown not in ("error", "drop"):
+            raise ConfigError(f"data.unknown={unknown}: must be 'error' or 'drop'.")
+        if not 0 <= validation_speakers < 1:
+            raise ConfigError(f"data.validation_speakers={validation_speakers}: must be a share from 0 to below 1.")
+        paths = _paths(train)
+        if not paths:
+            raise ConfigError("data.train: no training manifest. Give data.train=FILE.jsonl, or a corpus=….")
+        self.batch_seconds, self.validation_batch_seconds, self.buckets = (
+            batch_seconds,
+            validation_batch_seconds,
+            buckets,
+        )
+        self.min_seconds, self.max_seconds, self.unknown = min_seconds, max_seconds, unknown
+        self.channel, self.seed = channel, seed
+        self.workers = min(8, max(1, _cores() - 1)) if workers is None else workers
+        self.train = Manifests(paths)
+        self.test_paths = _paths(test)
+        self.train_indices = np.arange(len(self.train))
+        self.validation: Sequence[Utterance] | None = None
+        self.validation_indices = np.zeros(0, np.int64)
+        if _paths(validation):
+            self.validation = Manifests(_paths(validation))
+            self.validation_indices = np.arange(len(self.validation))
+        elif validation_speakers:
+            self.validation = self.train
+            held = held_out(self.train, validation_speakers, validation_fold, validation_seed)
+            self.train_indices, self.validation_indices = np.flatnonzero(~held), np.flatnonzero(held)
+        self.dropped = Dropped()
+        self.fit: Fit | None = None
+        self.micro_batches_per_step = 1
+
+    def texts(self):
+        """The transcripts to train on, one by one."""
+        return (self.train[index].text or "" for index in self.train_indices)
+
+    def prepare(self, fit: Fit, micro_batches_per_step: int) -> None:
+        """Choose the training utterances: drops, and counts by reason, those that CTC cannot learn from.
+
+        Raises:
+            DataError: an unknown character (unless `unknown` is "drop"), or nothing is left to train on.
+        """
+        self.fit, self.micro_batches_per_step = fit, micro_batches_per_step
+        self.train_seconds = _with_durations(self.train, self.train_indices)
+        if self.validation is not None:
+            self.validation_seconds = _with_durations(self.validation, self.validation_indices)
+        frames = fit.frames(self.train_seconds)
+        keep = np.ones(len(self.train_indices), bool)
+        for k, index in enumerate(self.train_indices):
+            reason, detail = self._fault(self.train[index], float(self.train_seconds[k]), int(frames[k]))
+            if reason:
+                keep[k] = False
+                self.dropped.add(self.train[index], reason, float(self.train_seconds[k]), detail)
+        self.train_indices, self.train_seconds = self.train_indices[keep], self.train_seconds[keep]
+        if not len(self.train_indices):
+            raise DataError(f"No utterance is left to train on: {self.dropped.summary() or 'the manifest has none'}.")
+
+    def _fault(self, utterance: Utterance, seconds: float, frames: int) -> tuple[str, str]:
+        assert self.fit is not None
+        if not (utterance.text or "").strip():
+            return "without transcript", ""
+        if not self.min_seconds <= seconds <= self.max_seconds:
+            return "duration outside bounds", f"{seconds:.2f} s, data.min_seconds and data.max_seconds bound it"
+        unknown = self.fit.unknown(utterance.text or "")
+        if unknown and self.unknown == "error":
+            raise DataError(
+                f"Utterance '{utterance.id}' has no label for {', '.join(map(repr, unknown))}: {utterance.text!r}. "
+                "Let the text normaliser remove it (text=…), add it to the tokenizer's labels, "
+                "or leave such utterances out with data.unknown=drop."
+            )
+        if unknown:
+            return "unknown characters", " ".join(unknown)
+        labels = self.fit.encode(utterance.text or "")
+        needed = len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
+        if not labels:
+            return "without transcript", "nothing is left of it after normalisation"
+        if needed > frames:
+            return "too short for CTC", f"{frames} frames for {needed} needed by the transcript"
+        return "", ""
+
+    def train_dataloader(self) -> SpeechLoader:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = BucketSampler(
+            self.train_seconds,
+            self.batch_seconds,
+            self.micro_batches_per_step,
+            self.buckets,
+            self.seed,
+            self.train_indices,
+            rank,
+            world_size,
+        )
+        return self.loader(self.train, sampler, persistent=True)
+
+    def val_dataloader(self) -> SpeechLoader | list:
+        if self.validation is None:
+            return []
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = batches_by_length(self.validation_indices, self.validation_seconds, self.validation_batch_seconds)
+        return self.loader(self.validation, [[(k, 0) for k in b] for b in batches[rank::world_size]], persistent=False)
+
+    def loader(self, manifests: Sequence[Utterance], batches, persistent: bool) -> SpeechLoader:
+        assert self.fit is not None
+        dataset = SpeechDataset(manifests, self.fit.encode, self.fit.sample_rate, self.channel)
+        return SpeechLoader(
+            dataset,
+            batches,
+            num_workers=self.workers,
+            persistent_workers=persistent and self.workers > 0,
+            prefetch_factor=4 if self.workers else None,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)
+
+    def steps_per_epoch(self) -> int:
+        sampler = BucketSampler(
+            self.train_seconds, self.batch_seconds, self.micro_batches_per_step, self.buckets, self.seed
+        )
+        return sampler.micro_batches // self.micro_batches_per_step
+
+    def write_reports(self, out: Path) -> None:
+        """Write the dropped utterances and the held-out ones, so that both can be looked at and scored again."""
+        from asr.data.manifest import write_manifest
+
+        if self.dropped.rows:
+            rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.dropped.rows)
+            (out / "dropped.jsonl").write_text(rows, encoding="utf-8")
+        if self.validation is not None:
+            manifest = self.validation
+            write_manifest(out / "validation.jsonl", (manifest[int(k)] for k in self.validation_indices))
+
+
+def held_out(utterances: Sequence[Utterance], share: float, fold: int = 0, seed: int = 0) -> np.ndarray:
+    """(U,) booleans: the utterances of `share` of the speakers, shuffled by `seed`.
+
+    Fold k takes the k-th such share, so `share=0.25` has the folds 0 to 3 that cover all speakers. An utterance
+    without a speaker counts as a speaker of its own.
+    """
+    names = [u.speaker if u.speaker is not None else f"utterance {u.id}" for u in utterances]
+    speakers = sorted(set(names))
+    if len(speakers) < 2:
+        raise DataError(
+            "Cannot hold out speakers: the training manifest names only one. Give data.validation=FILE, "
+            "or data.validation_speakers=0 to train on everything."
+        )
+    folds = max(1, round(1 / share))
+    if not 0 <= fold < folds:
+        raise ConfigError(f"data.validation_fold={fold}: with data.validation_speakers={share} it is 0 to {folds - 1}.")
+    order = [speakers[k] for k in np.random.default_rng(seed).permutation(len(speakers))]
+    start, stop = (round(len(order) * share * edge) for edge in (fold, fold + 1))
+    held = set(order[start : max(stop, start + 1)])
+    return np.array([name in held for name in names])
+
+
+def batches_by_length(indices: np.ndarray, seconds: np.ndarray, batch_seconds: float) -> list[list[int]]:
+    """Utterance numbers in micro-batches of similar length and at most `batch_seconds` when padded, longest first."""
+    batches: list[list[int]] = []
+    longest = 0.0
+    for k in np.argsort(-seconds, kind="stable"):
+        if not batches or (len(batches[-1]) + 1) * longest > batch_seconds:
+            batches.append([])
+            longest = float(seconds[k])
+        batches[-1].append(int(indices[k]))
+    return batches
+
+
+def _paths(value: str | Sequence[str] | None) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, (str, Path)) else [str(path) for path in value]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _with_durations(manifests: Sequence[Utterance], indices: np.ndarray) -> np.ndarray:
+    """(U,) seconds; those that the manifest lacks are read from the audio's header."""
+    seconds = manifests.seconds[indices].astype(np.float64)  # type: ignore[attr-defined]
+    missing = np.flatnonzero(np.isnan(seconds))
+
+    def look(k: int) -> float:
+        utterance = manifests[int(indices[k])]
+        return audio_duration(utterance.audio_filepath) - utterance.offset
+
+    with ThreadPoolExecutor(8) as pool:
+        seconds[missing] = list(pool.map(look, missing))
+    return seconds

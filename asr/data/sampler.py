@@ -1,0 +1,114 @@
+"""Which utterances go together into a batch, in which order, on which rank: all of it a function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+
+class BucketSampler:
+    """Micro-batches of utterances of similar length, bounded by padded duration.
+
+    Utterances are sorted into buckets of about equal total duration. In every epoch each bucket is shuffled and
+    cut into micro-batches of as many utterances as fit into `batch_seconds` at the bucket's longest, so the number
+    of micro-batches does not depend on the epoch. `group` neighbouring micro-batches of one bucket make an optimizer
+    step (ranks times accumulated batches); the groups are shuffled. With W ranks, rank r takes micro-batches r,
+    r + W, … of the list: two ranks see what one rank with two accumulated batches sees. A last group that is not full
+    is filled with empty micro-batches, so that every rank has the same number of steps.
+
+    Args:
+        seconds: (U,) durations of the utterances.
+        batch_seconds: the longest padded duration of a micro-batch; one utterance alone may exceed it.
+        group: micro-batches of an optimizer step over all ranks.
+        buckets: how many lengths are told apart.
+        seed: of the shuffling.
+        indices: (U,) the utterances' numbers in the data set; `None`: 0 … U-1.
+        rank, world_size: which share of every group is ours.
+    """
+
+    def __init__(
+        self,
+        seconds: np.ndarray,
+        batch_seconds: float,
+        group: int = 1,
+        buckets: int = 20,
+        seed: int = 0,
+        indices: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if group % world_size:
+            raise ValueError(f"a step of {group} micro-batches does not divide among {world_size} ranks")
+        self.batch_seconds, self.group, self.seed = batch_seconds, group, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.position = 0
+        """Micro-batches of the list, all ranks together, that are done in this epoch."""
+        seconds = np.asarray(seconds, np.float64)
+        order = np.argsort(seconds, kind="stable")
+        self._indices = order if indices is None else np.asarray(indices)[order]
+        self._buckets = _cut(seconds[order], buckets, batch_seconds)
+        count = sum(-(-(stop - start) // size) for start, stop, size in self._buckets)
+        self.micro_batches = -(-count // group) * group
+
+    def __len__(self) -> int:
+        """Micro-batches of this rank in a whole epoch, wherever the sampler stands in it."""
+        return self.micro_batches // self.world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position, "group": self.group}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """All micro-batches of an epoch, all ranks, in order; each an array of utterance numbers."""
+        random = np.random.default_rng((self.seed, epoch))
+        groups: list[list[np.ndarray]] = []
+        rest: list[np.ndarray] = []
+        for start, stop, size in self._buckets:
+            shuffled = random.permutation(self._indices[start:stop])
+            batches = [shuffled[k : k + size] for k in range(0, len(shuffled), size)]
+            batches = [batches[k] for k in random.permutation(len(batches))]
+            whole = len(batches) // self.group * self.group
+            groups += [batches[k : k + self.group] for k in range(0, whole, self.group)]
+            rest += batches[whole:]
+        # what is left of the buckets stands in order of length: neighbours share a step
+        groups += [rest[k : k + self.group] for k in range(0, len(rest), self.group)]
+        plan = [batch for k in random.permutation(len(groups)) for batch in _fill(groups[k], self.group)]
+        return plan
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield this rank's micro-batches from the present position on.
+
+        Each is a list of utterance numbers, with the utterances of the whole step beside each; an empty micro-batch
+        has the number -1.
+        """
+        plan = self.plan(self.epoch)
+        for first in range(self.position, len(plan), self.world_size):
+            step = first // self.group * self.group
+            utterances = sum(len(batch) for batch in plan[step : step + self.group])
+            batch = plan[first + self.rank]
+            yield [(int(k), utterances) for k in batch] or [(-1, utterances)]
+
+
+def _cut(seconds: np.ndarray, buckets: int, batch_seconds: float) -> list[tuple[int, int, int]]:
+    """Cut sorted durations into (start, stop, utterances of a batch), of about equal total duration."""
+    total = np.cumsum(seconds)
+    edges = np.searchsorted(total, total[-1] * np.arange(1, buckets) / buckets) if len(seconds) else []
+    bounds = sorted({0, *(int(edge) for edge in edges), len(seconds)})
+    cuts = []
+    for start, stop in itertools.pairwise(bounds):
+        size = max(1, int(batch_seconds / max(seconds[stop - 1], 1e-3)))
+        cuts.append((start, stop, size))
+    return cuts
+
+
+def _fill(group: list[np.ndarray], size: int) -> list[np.ndarray]:
+    return group + [np.empty(0, np.int64)] * (size - len(group))

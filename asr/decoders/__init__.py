@@ -1,0 +1,5 @@
+"""Emissions → hypotheses."""
+
+from asr.decoders.greedy import Greedy
+
+__all__ = ["Greedy"]

@@ -1,0 +1,77 @@
+"""Best-path decoding: the likeliest label of every frame, repetitions merged, blanks removed."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Protocol
+
+import numpy as np
+
+from asr.types import Emissions, Hypothesis, Word
+
+
+class Spelling(Protocol):
+    """What a decoder needs of a tokenizer; label 0 is blank."""
+
+    word_starts: list[bool]
+
+    def decode(self, labels: list[int]) -> str: ...
+
+
+class Greedy:
+    """Best-path decoding (Graves et al., ICML 2006, section 3.2), with word times and confidences.
+
+    A label lasts over the frames of its run. Its confidence is the highest posterior among them; a word's is the
+    geometric mean over its labels. A word starts with its first label's run and ends after its last label's run, at
+    emission frames, so its times are as coarse as the frames; CTC emits a label late in its sound rather than over
+    the whole of it. The hypothesis' score is the log-probability of the best path.
+
+    Args:
+        tokenizer: turns labels into text.
+    """
+
+    def __init__(self, tokenizer: Spelling):
+        self.tokenizer = tokenizer
+
+    def __call__(self, emissions: Emissions) -> list[list[Hypothesis]]:
+        """(B, T, V) log-probabilities as NumPy → the one best hypothesis of each utterance."""
+        log_probs = np.asarray(emissions.log_probs)
+        best = log_probs.argmax(-1)
+        scores = np.take_along_axis(log_probs, best[..., None], -1)[..., 0]
+        return [
+            [self._hypothesis(path[:length], score[:length], emissions.frame_seconds)]
+            for path, score, length in zip(best, scores, emissions.lengths, strict=True)
+        ]
+
+    def _hypothesis(self, path: np.ndarray, scores: np.ndarray, frame_seconds: float) -> Hypothesis:
+        if not len(path):
+            return Hypothesis("", (), 0.0)
+        starts = np.flatnonzero(np.diff(path, prepend=-1))
+        ends = np.append(starts[1:], len(path))
+        peaks = np.maximum.reduceat(scores, starts)
+        keep = path[starts] != 0
+        labels = [int(label) for label in path[starts][keep]]
+        words = collect_words(labels, starts[keep], ends[keep], peaks[keep], self.tokenizer, frame_seconds)
+        return Hypothesis(self.tokenizer.decode(labels), tuple(labels), float(scores.sum()), words)
+
+
+def collect_words(
+    labels: list[int],
+    starts: np.ndarray,
+    ends: np.ndarray,
+    log_posteriors: np.ndarray,
+    tokenizer: Spelling,
+    frame_seconds: float,
+) -> tuple[Word, ...]:
+    """Group labels (L,) with their frames (L,), (L,) and log-posteriors (L,) into words."""
+    words = []
+    edges = [k for k, label in enumerate(labels) if k == 0 or tokenizer.word_starts[label]] + [len(labels)]
+    for first, stop in itertools.pairwise(edges):
+        # a label that spells nothing, such as the space between words, is no part of the word's time
+        spoken = [k for k in range(first, stop) if tokenizer.decode([labels[k]]).strip()]
+        if spoken:
+            text = tokenizer.decode(labels[first:stop]).strip()
+            confidence = float(np.exp(np.mean(log_posteriors[spoken])))
+            start, end = starts[spoken[0]] * frame_seconds, ends[spoken[-1]] * frame_seconds
+            words.append(Word(text, round(float(start), 3), round(float(end), 3), confidence))
+    return tuple(words)

@@ -1,0 +1,133 @@
+"""Short-time spectra: linear, mel and cepstral.
+
+Frames are never centred: frame t covers samples t·hop … t·hop + n_fft, so that no frame of an utterance reads what
+lies past its end, and a padded batch gives what each utterance alone gives. Filters and transforms are torchaudio's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+from asr.errors import ConfigError
+
+
+class Spectrogram(nn.Module):
+    """Logarithm of the magnitude spectrum (Amodei et al., Deep Speech 2, arXiv 1512.02595).
+
+    Args:
+        sample_rate: Hz of the waveforms.
+        window_ms: length of the Hann window, milliseconds.
+        hop_ms: from one frame to the next, milliseconds.
+        floor: added before the logarithm.
+
+    Shapes: waveforms (B, N) float32, lengths (B,) int64 samples → features (B, T, dim) float32, lengths (B,) frames.
+    """
+
+    power = 1.0
+    window: Tensor
+
+    def __init__(self, sample_rate: int = 16000, window_ms: float = 20.0, hop_ms: float = 10.0, floor: float = 1e-6):
+        super().__init__()
+        self.sample_rate = sample_rate
+        self.window_length, self.hop = round(sample_rate * window_ms / 1000), round(sample_rate * hop_ms / 1000)
+        if not 0 < self.hop <= self.window_length:
+            raise ConfigError(f"featurizer: hop_ms={hop_ms} must be above 0 and at most window_ms={window_ms}.")
+        self.n_fft = 1 << (self.window_length - 1).bit_length()
+        self.floor = floor
+        self.dim = self.n_fft // 2 + 1
+        self.frame_shift = self.hop / sample_rate
+        self.register_buffer("window", torch.hann_window(self.window_length), persistent=False)
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Frames of utterances of so many samples; one at the least."""
+        return ((lengths - self.n_fft) // self.hop + 1).clamp(min=1)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return (self.spectrum(waveforms) + self.floor).log(), self.output_lengths(lengths)
+
+    def spectrum(self, waveforms: Tensor) -> Tensor:
+        """(B, N) → (B, T, n_fft / 2 + 1): the magnitude to the power of `power`."""
+        missing = self.n_fft - waveforms.shape[-1]
+        if missing > 0:
+            waveforms = nn.functional.pad(waveforms, (0, missing))
+        spectrum = torch.stft(
+            waveforms, self.n_fft, self.hop, self.window_length, self.window, center=False, return_complex=True
+        )
+        power = torch.view_as_real(spectrum).square().sum(-1)
+        return (power if self.power == 2 else power.sqrt()).transpose(1, 2)
+
+
+class LogMel(Spectrogram):
+    """Logarithm of the energy in mel bands: the common features of speech recognition.
+
+    Equal to `torchaudio.transforms.MelSpectrogram(center=False)` plus `floor`, logarithm taken.
+
+    Args:
+        sample_rate, window_ms, hop_ms, floor: as in `Spectrogram`.
+        bands: number of triangular filters, the feature dimension.
+        low_hz, high_hz: where the first filter begins and the last ends; `None`: half the sample rate.
+    """
+
+    power = 2.0
+    filters: Tensor
+
+    def __init__(
+        self,
+        sample_rate: int = 16000,
+        bands: int = 80,
+        window_ms: float = 25.0,
+        hop_ms: float = 10.0,
+        low_hz: float = 20.0,
+        high_hz: float | None = None,
+        floor: float = 1e-6,
+    ):
+        super().__init__(sample_rate, window_ms, hop_ms, floor)
+        high_hz = sample_rate / 2 if high_hz is None else high_hz
+        if not 0 <= low_hz < high_hz <= sample_rate / 2:
+            raise ConfigError(
+                f"featurizer: low_hz={low_hz} and high_hz={high_hz} must ascend and stay within {sample_rate / 2} Hz, "
+                f"half of sample_rate={sample_rate}."
+            )
+        filters = torchaudio.functional.melscale_fbanks(self.n_fft // 2 + 1, low_hz, high_hz, bands, sample_rate)
+        self.register_buffer("filters", filters, persistent=False)
+        self.dim = bands
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        mel = self.spectrum(waveforms) @ self.filters
+        return (mel + self.floor).log(), self.output_lengths(lengths)
+
+
+class Mfcc(LogMel):
+    """Mel-frequency cepstral coefficients: the DCT of the log mel energies (Davis & Mermelstein 1980).
+
+    Unlike `torchaudio.transforms.MFCC` there is no `top_db`: it clips to the loudest utterance of the batch.
+
+    Args:
+        coefficients: how many, the feature dimension.
+        sample_rate, bands, window_ms, hop_ms, low_hz, high_hz, floor: as in `LogMel`.
+    """
+
+    dct: Tensor
+
+    def __init__(
+        self,
+        sample_rate: int = 16000,
+        coefficients: int = 40,
+        bands: int = 80,
+        window_ms: float = 25.0,
+        hop_ms: float = 10.0,
+        low_hz: float = 20.0,
+        high_hz: float | None = None,
+        floor: float = 1e-6,
+    ):
+        super().__init__(sample_rate, bands, window_ms, hop_ms, low_hz, high_hz, floor)
+        if coefficients > bands:
+            raise ConfigError(f"featurizer: coefficients={coefficients} must not exceed bands={bands}.")
+        self.register_buffer("dct", torchaudio.functional.create_dct(coefficients, bands, "ortho"), persistent=False)
+        self.dim = coefficients
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        features, lengths = super().forward(waveforms, lengths)
+        return features @ self.dct, lengths

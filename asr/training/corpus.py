@@ -1,0 +1,74 @@
+"""The manifests of a training: those given, or those of its corpus, which is prepared if it was not yet."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from asr.corpora.base import Report
+from asr.errors import ConfigError, DataError
+from asr.plugins import instantiate
+from asr.training.folder import is_main_process
+
+SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
+"""How the names of a corpus' splits begin, by the key of `data` that they go to."""
+
+
+def prepare_manifests(config: Mapping[str, Any], console: Console) -> dict[str, Any]:
+    """The `data` config with its manifests filled in from the corpus, where it names none.
+
+    Raises:
+        ConfigError: neither manifests nor a corpus are given.
+        DataError: the corpus cannot be prepared.
+    """
+    data = dict(config["data"])
+    if data["train"] is not None:
+        return data
+    if config["corpus"] is None:
+        raise ConfigError(
+            "There is nothing to train on. Give manifests (data.train=FILE.jsonl), a corpus (corpus=NAME, see "
+            "`asr plugins`), or an experiment that has one (+experiment=demo)."
+        )
+    manifests = _prepare(config, Path(config["manifests"]), console).manifests
+    for key, beginnings in SPLITS.items():
+        found = [str(path) for split, path in manifests.items() if split.startswith(beginnings)]
+        if data[key] is None and found:
+            data[key] = found
+    if data["train"] is None:
+        raise DataError(f"The corpus has no split to train on, only {', '.join(manifests)}. Name one: data.train=FILE.")
+    return data
+
+
+def _prepare(config: Mapping[str, Any], out: Path, console: Console) -> Report:
+    if not is_main_process():
+        return _wait_for(out)
+    report = _current(out)
+    corpus = instantiate(config["corpus"], "corpus")
+    if report is None or (hasattr(corpus, "arguments") and report.corpus != corpus.arguments()):
+        console.print(f"preparing   {config['corpus']['_target_']} → {out}")
+        report = corpus.prepare(out)
+        console.print(report.table())
+    return report
+
+
+def _current(out: Path) -> Report | None:
+    if not (out / "report.json").is_file():
+        return None
+    report = Report.load(out)
+    return report if all(path.is_file() for path in report.manifests.values()) else None
+
+
+def _wait_for(out: Path) -> Report:
+    """On the other ranks: the report, as soon as rank 0 has written it."""
+    while True:
+        try:
+            if (report := _current(out)) is not None:
+                return report
+        except (DataError, json.JSONDecodeError):
+            pass
+        time.sleep(1)

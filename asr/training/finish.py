@@ -1,0 +1,101 @@
+"""After the last step: the bundle, its scores, its card, and what to do next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+
+from asr.bundle import load_pipeline, pipeline_config, save_bundle
+from asr.data.index import ManifestIndex
+from asr.data.module import SpeechData
+from asr.evaluation.decode import evaluate_manifest
+from asr.evaluation.files import write_results
+from asr.evaluation.report import Evaluation, print_evaluation, summarize
+from asr.pipeline import Pipeline
+from asr.recognizer import load
+
+
+def finish(
+    config: Mapping[str, Any],
+    run: Path,
+    trainer: L.Trainer,
+    pipeline: Pipeline,
+    data: SpeechData,
+    seconds: float,
+    console: Console,
+) -> None:
+    """Save the bundle (the best weights, or the last where nothing was validated), score it, say what comes next."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val_wer" and callback.best_model_path:
+            pipeline.model.load_state_dict(load_pipeline(callback.best_model_path).model.state_dict())
+    bundle = run / "bundle"
+    save_bundle(bundle, pipeline, pipeline_config(config), "")
+    lines = []
+    scored = {"validation": str(run / "validation.jsonl")} if data.validation is not None else {}
+    scored |= {Path(path).stem: path for path in data.test_paths}
+    for name, manifest in scored.items():
+        evaluation = score(bundle, manifest, run / "evaluation" / name, config)
+        console.print(f"\n[bold]{name}[/]  {manifest}")
+        print_evaluation(evaluation, console)
+        lines += [f"- {name} ({evaluation.total.duration / 3600:.2f} h): {line}" for line in evaluation.lines()[:2]]
+    save_bundle(bundle, pipeline, pipeline_config(config), card(config, data, lines, seconds))
+    console.print(f"\nrecognizer  {bundle}  (training took {seconds / 60:.1f} min)")
+    _show_next(bundle, list(scored.values())[-1] if scored else None, config["transcribe_example"], console)
+
+
+def score(bundle: Path, manifest: str | Path, out: Path, config: Mapping[str, Any]) -> Evaluation:
+    """Evaluate a bundle on a manifest, and write the results to `out`."""
+    results, seconds = evaluate_manifest(load(bundle, channel=config["data"]["channel"]), manifest)
+    evaluation = summarize(results, seconds=seconds)
+    summary = evaluation.as_dict() | {"manifest": str(manifest), "command": " ".join(sys.argv)}
+    write_results(out, results, summary, overwrite=True)
+    return evaluation
+
+
+def card(config: Mapping[str, Any], data: SpeechData, scores: list[str], seconds: float) -> str:
+    """The bundle's README.md, with the metadata that model hubs read."""
+    hours = data.train_seconds.sum() / 3600
+    languages = sorted({lang for u in (data.train[int(k)] for k in data.train_indices[:1000]) if (lang := u.lang)})
+    front = "---\nlibrary_name: asr-pipeline\npipeline_tag: automatic-speech-recognition\n"
+    front += "".join(f"language: {lang}\n" for lang in languages[:1]) + "---\n"
+    return front + "\n".join(
+        [
+            f"# {config['name']}",
+            "",
+            f"Trained on {len(data.train_indices):,} utterances ({hours:.2f} h) in {seconds / 60:.1f} minutes, "
+            f"seed {config['seed']}.",
+            "",
+            *scores,
+            "",
+            f"Command: `{' '.join(sys.argv)}`",
+            "",
+            'Use: `scripts/transcribe.py checkpoint=FOLDER a.wav`, or `asr.load("FOLDER").transcribe("a.wav")`.',
+            "",
+        ]
+    )
+
+
+def _show_next(bundle: Path, manifest: str | None, transcribe: bool, console: Console) -> None:
+    command = "python scripts/{}.py" if sys.argv[0].endswith(".py") else "asr {}"
+    if manifest is not None:
+        utterance = ManifestIndex(manifest)[0]
+        if transcribe:
+            recognizer = load(bundle)
+            console.print(f"\nfile        {utterance.audio_filepath}", soft_wrap=True)
+            console.print(f"reference   {recognizer.pipeline.text(utterance.text or '')}")
+            for _, transcript in recognizer.transcribe_each([utterance]):
+                console.print(f"transcript  {getattr(transcript, 'text', transcript)}")
+        console.print("\nnext:", style="bold")
+        console.print(f"  {command.format('evaluate')} checkpoint={bundle} manifest={manifest}", soft_wrap=True)
+        console.print(
+            f"  {command.format('transcribe')} checkpoint={bundle} {utterance.audio_filepath}", soft_wrap=True
+        )
+    console.print(
+        f"  {command.format('train')} data.train=YOUR.jsonl name=mine   (README: Your own data)", soft_wrap=True
+    )

@@ -1,0 +1,121 @@
+"""The folder of a run: one for all ranks, never another run's."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asr.errors import ConfigError
+
+RUN_ID = "ASR_RUN_ID"
+
+
+def run_id() -> str:
+    """What the run's default folder is called: the same on every rank and after a requeue.
+
+    The process that starts first sets it for those it launches; under torchrun and Slurm it is the job's.
+    """
+    if RUN_ID not in os.environ:
+        job = [os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")]
+        job = [name for name in job if name and name != "none"]
+        os.environ[RUN_ID] = job[0] if job else time.strftime("%Y-%m-%d_%H-%M-%S")
+    return os.environ[RUN_ID]
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    ranks = [os.environ[name] for name in names if os.environ.get(name)]
+    return not ranks or ranks[0] == "0"
+
+
+class RunFolder:
+    """Opens a run's folder: a new one, or one to go on in.
+
+    Args:
+        path: the folder.
+        resume: "never", "auto" (go on if there is a checkpoint, else start), or the path of a `.ckpt`.
+    """
+
+    def __init__(self, path: Path, resume: str | None, strategy: Any = None):
+        self.path, self.resume = path, str(resume or "never")
+
+    def open(self, config: Mapping[str, Any]) -> Path | None:
+        """Make the folder, write what identifies the run, return the checkpoint to resume from.
+
+        Raises:
+            ConfigError: the folder holds a run and nothing said to resume, or it cannot be written.
+        """
+        checkpoint = self._checkpoint()
+        if not is_main_process():
+            return checkpoint
+        if self.resume == "never" and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(
+                f"out={self.path}: the folder exists and is not empty. Go on with resume=auto, or take another out=."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            attempt = len(list(self.path.glob("run*.json")))
+            suffix = f"-{attempt}" if attempt else ""  # a resumed run keeps what it was started with
+            (self.path / f"config{suffix}.yaml").write_text(
+                yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), "utf-8"
+            )
+            (self.path / f"run{suffix}.json").write_text(json.dumps(provenance(), indent=2) + "\n", "utf-8")
+        except OSError as error:
+            raise ConfigError(f"out={self.path}: cannot be written ({error.strerror}). Take another out=.") from None
+        return checkpoint
+
+    def _checkpoint(self) -> Path | None:
+        if self.resume == "never":
+            return None
+        if self.resume == "auto":
+            found = list((self.path / "checkpoints").glob("*.ckpt"))
+            return max(found, key=lambda path: path.stat().st_mtime) if found else None
+        path = Path(self.resume)
+        if not path.is_file():
+            raise ConfigError(f"resume={self.resume}: no such checkpoint. Say never, auto, or the path of a .ckpt.")
+        return path
+
+
+def provenance() -> dict[str, Any]:
+    """Command, versions, commit and machine of this run."""
+    packages = ("torch", "torchaudio", "lightning", "hydra-core", "jiwer", "soundfile", "numpy", "asr-pipeline")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+    }
+
+
+def _git_commit() -> str | None:
+    folder = Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None

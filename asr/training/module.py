@@ -1,0 +1,175 @@
+"""One training step, one validation, and what they log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from asr.augment.seeds import utterance_seeds
+from asr.errors import ConfigError
+from asr.evaluation.counts import ErrorCounts, count_characters, count_words
+from asr.pipeline import Pipeline
+from asr.plugins import instantiate
+from asr.types import Batch, Emissions, Utterance
+
+
+class SpeechRecognition(L.LightningModule):
+    """Trains a pipeline's acoustic model by CTC (Graves et al., ICML 2006).
+
+    The loss of an optimizer step is the sum of its utterances' losses, over all ranks and accumulated batches, divided
+    by their number: how the utterances are spread makes no difference. All randomness of a step is a function of
+    (seed, epoch, position in the epoch), so a resumed run draws what the uninterrupted one drew.
+
+    Args:
+        pipeline: the stages; its model is trained.
+        optimizer, schedule: configs that name them.
+        augment: configs of augmentations, by name.
+        steps: optimizer steps of the whole training, for the schedule.
+        micro_batches_per_step: ranks times accumulated batches.
+        references: the utterances that validation batches number, for their transcripts.
+        seed: of augmentation and dropout.
+        examples: how many references to print against their hypotheses at each validation.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        optimizer: Mapping[str, Any],
+        schedule: Mapping[str, Any],
+        augment: Mapping[str, Mapping[str, Any]],
+        steps: int,
+        micro_batches_per_step: int = 1,
+        references: Sequence[Utterance] | None = None,
+        seed: int = 0,
+        examples: int = 3,
+    ):
+        super().__init__()
+        self.pipeline, self.model = pipeline, pipeline.model
+        self.optimizer_config, self.schedule_config, self.steps = optimizer, schedule, steps
+        self.micro_batches_per_step, self.references = micro_batches_per_step, references
+        self.seed, self.examples = seed, examples
+        stages = build_augmentations(augment)
+        self.waveform_augment = nn.ModuleList(stage for stage in stages if stage.domain == "waveform")
+        self.feature_augment = nn.ModuleList(stage for stage in stages if stage.domain == "features")
+        self.ctc = nn.CTCLoss(reduction="none", zero_infinity=True)
+        self.describe: Callable[[], dict[str, Any]] | None = None
+        """Set by the run: what a checkpoint holds besides the weights, to be loaded without the run's folder."""
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model(waveforms, lengths)
+
+    # --- training
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        position = batch_idx * self.trainer.world_size + self.trainer.global_rank
+        torch.manual_seed(int(utterance_seeds(self.seed, self.current_epoch, torch.tensor([-1 - position]))))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if not len(batch):  # a rank without utterances still takes part in the step
+            return sum(parameter.sum() for parameter in self.parameters()) * 0.0  # type: ignore[return-value]
+        losses = self.losses(batch)
+        self.log("train_loss", losses.detach().mean(), prog_bar=True, batch_size=len(batch))
+        # Lightning divides by the accumulated batches, DDP by the ranks: their product is undone here
+        return losses.sum() * (self.micro_batches_per_step / batch.step_utterances)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """(B,) CTC losses of augmented utterances."""
+        seeds = utterance_seeds(self.seed, self.current_epoch, batch.indices)
+        waveforms, lengths = batch.waveforms, batch.lengths
+        with torch.no_grad():
+            for augment in self.waveform_augment:
+                waveforms, lengths = augment(waveforms, lengths, seeds)
+            features, lengths = self.model.features(waveforms, lengths)
+            for augment in self.feature_augment:
+                features, lengths = augment(features, lengths, seeds)
+        log_probs, lengths = self.model.encode(features, lengths)
+        return self.ctc_losses(log_probs, lengths, batch)
+
+    def ctc_losses(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        """(B,) negative log-likelihoods of the labels."""
+        return self.ctc(log_probs.transpose(0, 1), batch.labels, lengths, batch.label_lengths)
+
+    # --- validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._words, self._characters = ErrorCounts(), ErrorCounts()
+        self._sums = torch.zeros(4, dtype=torch.float64)  # loss, utterances with a loss, blank frames, frames
+        self._examples: list[tuple[str, str]] = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        log_probs, lengths = self.model(batch.waveforms, batch.lengths)
+        losses = self.ctc_losses(log_probs, lengths, batch)[batch.label_lengths > 0]
+        real = torch.arange(log_probs.shape[1])[None, :] < lengths[:, None]
+        blank = (log_probs.argmax(-1).cpu() == 0) & real
+        self._sums += torch.tensor([float(losses.sum()), len(losses), float(blank.sum()), float(real.sum())])
+        emissions = Emissions(log_probs, lengths, self.model.frame_seconds)
+        decoder = self.pipeline.decoder
+        hypotheses = decoder(emissions if getattr(decoder, "device", False) else emissions.numpy())
+        assert self.references is not None
+        for index, (best, *_) in zip(batch.indices.tolist(), hypotheses, strict=True):
+            reference = self.pipeline.text(self.references[index].text or "")
+            self._words += count_words(reference, best.text)
+            self._characters += count_characters(reference, best.text)
+            if len(self._examples) < self.examples:
+                self._examples.append((reference, best.text))
+
+    def on_validation_epoch_end(self) -> None:
+        words, characters = self._reduce(self._words), self._reduce(self._characters)
+        sums = self.trainer.strategy.reduce(self._sums.to(self.device, torch.float32), reduce_op="sum").double()
+        loss, blank = float(sums[0] / sums[1].clamp(min=1)), float(sums[2] / sums[3].clamp(min=1))
+        values = {"val_loss": loss, "val_wer": words.rate, "val_cer": characters.rate, "val_blank": blank}
+        # the same on every rank already: the sums were reduced
+        self.log_dict(values, rank_zero_only=False, sync_dist=False)
+        if self.trainer.sanity_checking:
+            return
+        lines = [
+            f"epoch {self.current_epoch}, step {self.global_step}: loss {loss:.3f}, {words.format('WER')}, "
+            f"{characters.format('CER')}, blank {100 * blank:.0f} %"
+        ]
+        if blank > 0.99:
+            lines.append("  (only blanks so far: CTC begins so, often for hundreds of steps)")
+        for reference, hypothesis in self._examples:
+            lines += [f"  reference   {reference}", f"  hypothesis  {hypothesis}"]
+        self.print("\n".join(lines))
+
+    def _reduce(self, counts: ErrorCounts) -> ErrorCounts:
+        numbers = torch.tensor(
+            [counts.substitutions, counts.deletions, counts.insertions, counts.reference], device=self.device
+        )
+        return ErrorCounts(*(int(n) for n in self.trainer.strategy.reduce(numbers, reduce_op="sum")))
+
+    # --- optimization
+
+    def configure_optimizers(self) -> Any:
+        matrices = [p for p in self.parameters() if p.ndim > 1 and p.requires_grad]
+        vectors = [p for p in self.parameters() if p.ndim <= 1 and p.requires_grad]  # biases, norms: never decayed
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = instantiate(self.optimizer_config, "optimizer", params=groups)
+        schedule = instantiate(self.schedule_config, "schedule", optimizer=optimizer, steps=self.steps)
+        scheduler: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
+        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler |= {"interval": "epoch", "monitor": "val_wer", "strict": True}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.describe is not None:
+            checkpoint["recognizer"] = self.describe()
+
+
+def build_augmentations(configs: Mapping[str, Mapping[str, Any]]) -> list[nn.Module]:
+    """The augmentations that configs name, in their order.
+
+    Raises:
+        ConfigError: one of them does not say what it alters.
+    """
+    stages = []
+    for name, config in (configs or {}).items():
+        stage = instantiate(config, f"augment.{name}")
+        if getattr(stage, "domain", None) not in ("waveform", "features"):
+            raise ConfigError(f"augment.{name}: its 'domain' must be 'waveform' or 'features'.")
+        stages.append(stage)
+    return stages

@@ -1,0 +1,159 @@
+"""A training from its config to a bundle: data, pipeline, fit, scores, in one folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from rich.console import Console
+
+from asr.bundle import describe, load_pipeline
+from asr.data.module import Fit, SpeechData
+from asr.errors import CheckpointError, ConfigError
+from asr.pipeline import Pipeline, build
+from asr.plugins import instantiate
+from asr.training.corpus import prepare_manifests
+from asr.training.finish import finish
+from asr.training.folder import RunFolder, is_main_process
+from asr.training.module import SpeechRecognition, build_augmentations
+from asr.training.statistics import set_feature_statistics
+
+console = Console(quiet=not is_main_process())
+
+# Lightning's advertisements and notes on its own internals
+logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", ".*LeafSpec.*")
+warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+
+
+def train(config: Mapping[str, Any]) -> None:
+    """Run a training.
+
+    Args:
+        config: the composed `train.yaml`, as plain containers.
+
+    Raises:
+        AsrError: something in the config, the data or the folder cannot be used.
+    """
+    torch.set_num_threads(config["threads"] or torch.get_num_threads())
+    L.seed_everything(config["seed"], verbose=False)
+    run = RunFolder(Path(config["out"]), config["resume"], config["trainer"].get("strategy"))
+    checkpoint = run.open(config)
+
+    data = instantiate(prepare_manifests(config, console), "data")
+    pipeline = build(config, texts=data.texts())
+    trainer = build_trainer(config, has_validation=data.validation is not None)
+    # the product of ranks and accumulated batches makes a step: known before the sampler is made
+    micro_batches = trainer.world_size * trainer.accumulate_grad_batches
+    data.prepare(_fit(pipeline, config), micro_batches)
+    print_overview(pipeline, data, config)
+    if is_main_process():
+        data.write_reports(run.path)
+    if pipeline.model.normalization.needs_statistics and checkpoint is None:
+        set_feature_statistics(pipeline.model, data, config["seed"], console)
+
+    steps = config["epochs"] * data.steps_per_epoch()
+    module = SpeechRecognition(
+        pipeline,
+        config["optimizer"],
+        config["schedule"],
+        config["augment"],
+        steps=min(steps, config["max_steps"] or steps),
+        micro_batches_per_step=micro_batches,
+        references=data.validation,
+        seed=config["seed"],
+        examples=config["examples"],
+    )
+    module.describe = lambda: describe(pipeline, config)
+    started = time.monotonic()
+    if checkpoint is not None:
+        console.print(f"resuming from {checkpoint}")
+        _check_vocabulary(checkpoint, pipeline)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    except OSError as error:
+        raise CheckpointError(
+            f"{run.path}: cannot be written ({error.strerror or error}). "
+            f"Make room, then go on with resume=auto out={run.path}"
+        ) from error
+    if trainer.interrupted:
+        raise SystemExit(f"interrupted; go on with resume=auto out={run.path}")
+    if trainer.is_global_zero:
+        finish(config, run.path, trainer, pipeline, data, time.monotonic() - started, console)
+
+
+def build_trainer(config: Mapping[str, Any], has_validation: bool) -> L.Trainer:
+    """The Lightning trainer of a config; callbacks that watch a validation are left out where there is none."""
+    for ours, theirs in (("epochs", "max_epochs"), ("max_steps", "max_steps")):
+        if theirs in config["trainer"]:
+            raise ConfigError(f"trainer.{theirs}: say {ours}=… instead; the schedule needs to know it, too.")
+    callbacks = [
+        instantiate(callback, f"callbacks.{name}")
+        for name, callback in (config["callbacks"] or {}).items()
+        if has_validation or not str(callback.get("monitor", "")).startswith("val_")
+    ]
+    loggers = [instantiate(logger, f"logger.{name}") for name, logger in (config["logger"] or {}).items()]
+    return instantiate(
+        config["trainer"],
+        "trainer",
+        max_epochs=config["epochs"],
+        max_steps=config["max_steps"] or -1,
+        callbacks=callbacks,
+        logger=loggers,
+        use_distributed_sampler=False,  # ours shards itself
+        default_root_dir=config["out"],
+    )
+
+
+def _fit(pipeline: Pipeline, config: Mapping[str, Any]) -> Fit:
+    speed = max([1.0, *(getattr(stage, "max_speed", 1.0) for stage in build_augmentations(config["augment"]))])
+    model = pipeline.model
+
+    def frames(seconds: np.ndarray) -> np.ndarray:
+        samples = torch.from_numpy(np.floor(seconds * model.sample_rate / speed)).long()
+        return model.output_lengths(samples).numpy()
+
+    def unknown(transcript: str) -> list[str]:
+        return [] if pipeline.tokenizer.skip else pipeline.tokenizer.unknown(pipeline.text(transcript))
+
+    return Fit(pipeline.encode, unknown, frames, model.sample_rate)
+
+
+def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, Any]) -> None:
+    """What is about to be trained on what, with the text normalisation shown on an example."""
+    hours = data.train_seconds.sum() / 3600
+    console.print(
+        f"training    {len(data.train_indices):,} utterances, {hours:.2f} h, {data.steps_per_epoch()} steps an epoch"
+    )
+    if data.dropped.rows:
+        console.print(f"dropped     {data.dropped.summary()}: see {config['out']}/dropped.jsonl")
+    if data.validation is not None:
+        speakers = {data.validation[int(k)].speaker for k in data.validation_indices}
+        hours = data.validation_seconds.sum() / 3600
+        console.print(
+            f"validation  {len(data.validation_indices):,} utterances, {hours:.2f} h, {len(speakers)} speakers"
+        )
+    example = data.train[int(data.train_indices[0])].text or ""
+    console.print(f"text        {example!r} → {pipeline.text(example)!r}", markup=False)
+    labels = len(pipeline.tokenizer)
+    parameters = sum(p.numel() for p in pipeline.model.parameters())
+    console.print(
+        f"model       {parameters / 1e6:.2f} M parameters, {labels} labels, "
+        f"{1000 * pipeline.model.frame_seconds:.0f} ms a frame"
+    )
+
+
+def _check_vocabulary(checkpoint: Path, pipeline: Pipeline) -> None:
+    labels = load_pipeline(checkpoint).tokenizer.labels
+    if labels != pipeline.tokenizer.labels:
+        raise CheckpointError(
+            f"{checkpoint}: has {len(labels)} labels, the training data now gives {len(pipeline.tokenizer.labels)}, "
+            "or other ones. Resume with the data and text options of the run, or start a new one in another out=."
+        )

@@ -1,0 +1,6 @@
+"""Measure speed against the bare kernels: python scripts/benchmark.py training"""
+
+from asr.cli import run
+
+if __name__ == "__main__":
+    run("benchmark")
