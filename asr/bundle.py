@@ -6,6 +6,9 @@ only be a class that an installed config of the same group names.
 
 from __future__ import annotations
 
+import difflib
+import math
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from asr.errors import CheckpointError, near_matches
+from asr.errors import CheckpointError
 from asr.pipeline import Pipeline, build
 from asr.plugins import allowed_targets
 
@@ -70,8 +73,9 @@ def load_pipeline(checkpoint: str | Path, decoder: Mapping[str, Any] | None = No
     elif (path / "checkpoints").is_dir():
         pipeline = _load_ckpt(_best(path), decoder)
     else:
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = "" if path.exists() else f" {near_matches(path.name, siblings)}"
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not path.exists() else []
+        close = difflib.get_close_matches(path.name, siblings, n=1)
+        hint = f" Did you mean {path.parent / close[0]}?" if close else ""
         raise CheckpointError(
             f"checkpoint={checkpoint}: no recognizer there. Give a run's folder, its bundle, or a .ckpt file.{hint}"
         )
@@ -80,10 +84,17 @@ def load_pipeline(checkpoint: str | Path, decoder: Mapping[str, Any] | None = No
 
 
 def _best(run: Path) -> Path:
-    found = sorted((run / "checkpoints").glob("best-*.ckpt")) or sorted((run / "checkpoints").glob("last.ckpt"))
+    best = sorted((run / "checkpoints").glob("best-*.ckpt"), key=_wer)
+    found = best or sorted((run / "checkpoints").glob("last.ckpt"))
     if not found:
         raise CheckpointError(f"checkpoint={run}: the run has no bundle and no checkpoint yet.")
-    return found[-1]
+    return found[0]
+
+
+def _wer(checkpoint: Path) -> float:
+    """The error rate in a checkpoint's name: `best-012-003400-wer0.1250.ckpt`."""
+    found = re.search(r"wer(\d+\.\d+)", checkpoint.name)
+    return float(found[1]) if found else math.inf
 
 
 def _load_folder(folder: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
@@ -110,11 +121,14 @@ def _load_ckpt(path: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({error}).") from None
     if not isinstance(state, dict) or not isinstance(state.get("recognizer"), dict):
         raise CheckpointError(f"{path}: not a checkpoint of this toolkit (it describes no recognizer).")
-    weights = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
+    recognizer, weights = state["recognizer"], state.get("state_dict", {})
+    if not {"config", "tokenizer"} <= set(recognizer):
+        raise CheckpointError(f"{path}: damaged: its recognizer lacks a config or a tokenizer.")
+    weights = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in state["recognizer"]["tokenizer"].items():
+        for name, content in recognizer["tokenizer"].items():
             (Path(folder) / Path(name).name).write_bytes(content)
-        return _assemble(state["recognizer"]["config"], Path(folder), weights, decoder, path)
+        return _assemble(recognizer["config"], Path(folder), weights, decoder, path)
 
 
 def describe(pipeline: Pipeline, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,23 +163,28 @@ def check_config(config: Any, source: Path) -> None:
     """
     if not isinstance(config, dict) or any(not isinstance(config.get(stage), dict) for stage in STAGES):
         raise CheckpointError(f"{source}: its config lacks one of the stages {', '.join(STAGES)}.")
+    if not isinstance(config.get("normalization"), str):
+        raise CheckpointError(f"{source}: its config lacks the key 'normalization'.")
     if config.get("format", 0) > FORMAT:
         raise CheckpointError(f"{source}: written by a newer version of the toolkit. Upgrade to load it.")
     for stage in STAGES:
         target = config[stage].get("_target_")
-        if target not in allowed_targets(stage):
+        if not isinstance(target, str) or target not in allowed_targets(stage):
             raise CheckpointError(
                 f"{source}: refuses to load '{target}' as {stage}: no installed config names it. "
                 "If it comes from a plugin, install that package first."
             )
-        if _targets({k: v for k, v in config[stage].items() if k != "_target_"}):
-            raise CheckpointError(f"{source}: refuses a config with a '_target_' inside '{stage}'.")
+        if _is_active({k: v for k, v in config[stage].items() if k != "_target_"}):
+            raise CheckpointError(f"{source}: refuses a config with a '_target_' or an interpolation inside '{stage}'.")
 
 
-def _targets(value: Any) -> bool:
+def _is_active(value: Any) -> bool:
+    """Whether a value holds a key that Hydra acts on, or an interpolation that could read the environment."""
+    if isinstance(value, str):
+        return "${" in value
     if isinstance(value, dict):
-        return any(str(k).startswith("_") or _targets(v) for k, v in value.items())
-    return isinstance(value, list) and any(_targets(v) for v in value)
+        return any(str(k).startswith("_") or _is_active(v) for k, v in value.items())
+    return isinstance(value, list) and any(_is_active(v) for v in value)
 
 
 def _class(target: str) -> Any:

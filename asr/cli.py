@@ -18,11 +18,17 @@ COMMANDS = {
     "benchmark": "measure speed against the bare kernels",
     "plugins": "list the components and where they come from",
 }
-TAKES_FILES = ("transcribe",)
+TAKES_WORDS = ("transcribe", "benchmark")
+"""Commands with words that are no options: audio files, the name of a benchmark."""
 PATH_KEYS = (
     "checkpoint", "manifest", "manifests", "out", "compare", "resume", "data.train", "data.validation", "data.test",
-    "corpus.root", "corpus.path", "corpus.audio_root",
+    "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json",
 )  # fmt: skip
+FLAGS_WITH_VALUE = (
+    "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c",
+    "--experimental-rerun",
+)  # fmt: skip
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
 
 
@@ -31,13 +37,13 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in COMMANDS:
         listing = "\n".join(f"  {command:<11} {what}" for command, what in COMMANDS.items())
-        wrong = (
-            f"There is no command '{name}'. {near_matches(name, COMMANDS)}\n"
-            if name not in ("", "-h", "--help")
-            else ""
-        )
-        print(f"{wrong}usage: asr COMMAND [key=value …]\n{listing}\nasr COMMAND --help shows a command's options.")
-        raise SystemExit(1 if wrong or not name else 0)
+        usage = f"usage: asr COMMAND [key=value …]\n{listing}\nasr COMMAND --help shows a command's options."
+        if name in ("-h", "--help"):
+            print(usage)
+            raise SystemExit(0)
+        wrong = f"error: there is no command '{name}'. {near_matches(name, COMMANDS)}\n" if name else ""
+        print(wrong + usage, file=sys.stderr)
+        raise SystemExit(1)
     run(name, sys.argv[2:])
 
 
@@ -67,14 +73,14 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a bug keeps its traceback
     import hydra
     from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     plugins.register()
     _register_resolvers()
     for problem in plugins.problems():
         print(f"warning: {problem}", file=sys.stderr)
-    files, options = split_arguments(arguments, command in TAKES_FILES)
+    files, options = split_arguments(arguments, command in TAKES_WORDS)
     argv = sys.argv
 
     @hydra.main(config_path="pkg://asr.conf", config_name=command, version_base="1.3")
@@ -82,14 +88,10 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
         sys.argv = argv  # Lightning starts the other ranks by it
         from asr import commands
 
-        _refuse_multirun_on_devices(config)
-        try:
-            plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-        except OmegaConfBaseException as error:
-            raise SystemExit(f"error: {_explain(error, command)}") from None
-        try:
+        try:  # here, because Hydra adds to what leaves the task
+            plain = _plain(config, command, options)
             getattr(commands, command)(plain, files) if files else getattr(commands, command)(plain)
-        except AsrError as error:  # here, because Hydra wraps what leaves the task
+        except AsrError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
 
@@ -97,9 +99,34 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
     try:
         task()
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, command)) from None
+        raise ConfigError(_explain(error, command, options)) from None
     finally:
         sys.argv = argv
+
+
+def _plain(config: Any, command: str, options: list[str]) -> dict[str, Any]:
+    """The composed config as plain containers; a group of which nothing was chosen is `None`."""
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _refuse_multirun_on_devices(config)
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN and command == "train" and not _given("out", options):
+        config.out = f"{config.out}/{hydra_config.job.num}"  # a folder for each run of the sweep
+    try:
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, command, options)) from None
+    unchosen = [str(group) for group, choice in hydra_config.runtime.choices.items() if choice is None]
+    defaults = {str(key): value for key, value in compose(command).items_ex(resolve=False)}
+    for key, value in defaults.items():
+        if type(value) in (int, float, bool) and key in plain:
+            plugins.check_type(plain[key], type(value), key)
+    # logger=[] leaves no key behind
+    return {key: None for key in (*unchosen, *defaults) if not key.startswith("hydra")} | plain
 
 
 def split_arguments(arguments: list[str], takes_files: bool) -> tuple[list[str], list[str]]:
@@ -110,50 +137,58 @@ def split_arguments(arguments: list[str], takes_files: bool) -> tuple[list[str],
     Returns:
         files, and options as Hydra takes them.
     """
-    files, options = [], []
-    takes_value = False
+    files, flags, options = [], [], []
+    previous = ""
     for word in arguments:
-        if takes_value or word.startswith("-"):
-            options.append(word)
-            takes_value = word in (
-                "--config-dir",
-                "-cd",
-                "--config-name",
-                "-cn",
-                "--config-path",
-                "-cp",
-                "--package",
-                "-p",
-            )
-        elif OVERRIDE.match(word) and not (takes_files and os.path.exists(word)):
-            options.append(quote(word))
-        elif takes_files and not word.startswith("~"):
-            files.append(word)
+        if previous in ("--info", "-i") and word not in INFO:
+            flags.append("all")
+        if previous in FLAGS_WITH_VALUE or (previous in ("--info", "-i") and word in INFO) or word.startswith("-"):
+            flags.append(word)
         elif word.startswith("~"):
             options.append(word)
+        elif OVERRIDE.match(word) and not (takes_files and os.path.exists(word)):
+            options.append(quote(word))
+        elif takes_files:
+            files.append(word)
         else:
             raise ConfigError(f"'{word}' is neither an option (key=value) nor a flag (--name).")
-    return files, options
+        previous = word
+    if previous in ("--info", "-i"):
+        flags.append("all")
+    return files, flags + options  # argparse takes the options only when they stand together
 
 
 def quote(override: str) -> str:
-    """Quote the value of a `key=value` if it is a path, or if Hydra's grammar cannot read it as it stands."""
+    """Quote the value of a `key=value` if it is a path, or if Hydra's grammar cannot read it as it stands.
+
+    >>> quote("checkpoint=runs/a, b/epoch=3-step=9.ckpt")
+    "checkpoint='runs/a, b/epoch=3-step=9.ckpt'"
+    """
     key, value = override.split("=", 1)
-    if value[:1] in ("'", '"', "[", "{") or not value or value == "null":
+    is_path = key.lstrip("+") in PATH_KEYS
+    if value in ("", "null") or ((not is_path or value[0] in "'\"[{") and _parses(override)):
         return override
-    if key.lstrip("+") not in PATH_KEYS and _parses(override):
-        return override
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    if is_path and value[0] == "[" and value[-1] == "]":  # a list of paths
+        return f"{key}=[{','.join(_literal(path.strip()) for path in value[1:-1].split(','))}]"
+    return f"{key}={_literal(value)}"
+
+
+def _literal(value: str) -> str:
+    # a backslash is an ordinary character to Hydra, except ahead of a quote
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + (m[2] and "\\'"), value) + "'"
+
+
+def _given(key: str, options: list[str]) -> bool:
+    return any(word.lstrip("+").startswith(f"{key}=") for word in options)
 
 
 def _parses(override: str) -> bool:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     try:
         OverridesParser.create().parse_override(override)
-    except OverrideParseException:
+    except HydraException:
         return False
     return True
 
@@ -175,14 +210,16 @@ def _refuse_multirun_on_devices(config: Any) -> None:
     if hydra_config.mode != RunMode.MULTIRUN or trainer is None:
         return
     launcher = str(hydra_config.launcher._target_)
-    if "basic_launcher" in launcher and (str(trainer.devices) not in ("1", "[0]") or trainer.get("num_nodes", 1) != 1):
-        raise SystemExit(
-            "error: -m with several devices would run the sweep on every rank. "
+    if "basic_launcher" in launcher and (
+        str(trainer.get("devices", 1)) not in ("1", "[0]") or trainer.get("num_nodes", 1) != 1
+    ):
+        raise ConfigError(
+            "-m with several devices would run the sweep on every rank. "
             "Use a launcher that starts a job for each run (hydra/launcher=…), or trainer.devices=1."
         )
 
 
-def _explain(error: Exception, command: str) -> str:
+def _explain(error: Exception, command: str, options: list[str]) -> str:
     """Hydra's message, with what to do about it."""
     from omegaconf.errors import MissingMandatoryValue
 
@@ -192,33 +229,41 @@ def _explain(error: Exception, command: str) -> str:
     missing = re.search(r"(?:Could not find|In '[^']*': Could not find|Could not load) '([^']+)'", text)
     if missing and "/" in missing[1]:
         group, name = missing[1].rsplit("/", 1)
-        known = plugins.config_names(group)
-        if known:
-            return f"{group}={name}: there is no such {group}. {near_matches(name, known)}"
-    unknown_key = re.search(r"Key '([^']+)' is not in struct[\s\S]*?full_key: ([\w.]+)", text)
-    if unknown_key:
-        full = unknown_key[2]
-        return f"{full}: there is no such option. {_near_key(full, command)}".rstrip()
-    unknown_group = re.search(r"Could not override '([^']+)'", text)
-    if unknown_group:
-        key = unknown_group[1]
-        return f"{key}: there is no such option. {_near_key(key, command)}".rstrip()
+        if known := plugins.config_names(group):
+            return f"{group}={name}: there is no such config in the group '{group}'. {near_matches(name, known)}"
+    unknown = re.search(r"Key '[^']+' is not in struct[\s\S]*?full_key: ([\w.]+)", text) or re.search(
+        r"Could not override '([^']+)'", text
+    )
+    if unknown:
+        return f"{unknown[1]}: there is no such option. {_near_key(unknown[1], command, options)}".rstrip()
     return text
 
 
-def _near_key(key: str, command: str) -> str:
+def _near_key(key: str, command: str, options: list[str]) -> str:
     """What a mistyped key was likely meant to be, and how to add a key that a Lightning class takes."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    parent, _, last = key.rpartition(".")
     GlobalHydra.instance().clear()
+    choices = [word for word in options if OVERRIDE.match(word) and "." not in word.split("=")[0]]
     with initialize_config_module("asr.conf", version_base="1.3"):
-        node: Any = compose(command)
-    for part in parent.split(".") if parent else ():
+        try:
+            config: Any = compose(command, overrides=choices)
+        except (HydraException, OmegaConfBaseException):  # the mistyped key is among them
+            config = compose(command)
+    *parents, last = key.split(".")
+    node = config
+    for part in parents:
         node = node.get(part) if hasattr(node, "get") else None
-    options = [str(name) for name in node] if hasattr(node, "keys") else []
-    hint = near_matches(last, options) if options else ""
-    if parent.split(".")[0] in ("trainer", "callbacks", "logger", "optimizer"):
+    if key in ("experiment", "+experiment"):
+        return f"Write +experiment=…, with a plus. There are: {', '.join(plugins.config_names('experiment'))}."
+    if parents and config.get(parents[0]) is None and (known := plugins.config_names(parents[0])):
+        return f"No {parents[0]} is chosen: add {parents[0]}=NAME. There are: {', '.join(known)}."
+    hint = near_matches(last, map(str, node)) if hasattr(node, "keys") else ""
+    if key in ("trainer.max_epochs", "trainer.max_steps"):
+        return f"Say {last.replace('max_epochs', 'epochs')}=… instead."
+    if parents and parents[0] in ("trainer", "callbacks", "logger", "optimizer"):
         hint += f" To pass {last} on to the class, write +{key}=…"
     return hint

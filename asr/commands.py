@@ -18,9 +18,14 @@ AUDIO = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au
 
 def train(config: dict[str, Any]) -> None:
     """Train a recognizer."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     from asr.training.run import train
 
-    train(config)
+    try:
+        train(config)
+    except MisconfigurationException as error:  # Lightning's word for a wrong option, such as a GPU that is not there
+        raise ConfigError(f"trainer, callbacks or logger: {error}") from None
 
 
 def prepare(config: dict[str, Any]) -> None:
@@ -111,12 +116,11 @@ def find_audio(paths: list[str]) -> Iterator[str]:
             yield path
 
 
-def benchmark(config: dict[str, Any]) -> None:
+def benchmark(config: dict[str, Any], names: list[str] | None = None) -> None:
     """Measure speed."""
-    _set_threads(config["threads"])
     from asr.benchmarks import run
 
-    run(config)
+    run(" ".join(names or ()), config)
 
 
 def list_plugins() -> None:
@@ -125,11 +129,8 @@ def list_plugins() -> None:
 
     console = Console()
     table = Table("group", "name", "from", "class", "", box=None, pad_edge=False)
-    for component in plugins.components():
-        table.add_row(component.group, component.name, component.provider, component.target, component.problem)
-    for provider in plugins.providers():
-        for path in sorted((provider.folder / "experiment").glob("*.yaml")) if provider.folder else ():
-            table.add_row("experiment", path.stem, provider.name, "", "")
+    for c in plugins.components((*plugins.COMPONENT_GROUPS, "experiment")):
+        table.add_row(c.group, c.name, c.provider, c.target, c.problem)
     console.print(table)
     for problem in plugins.problems():
         console.print(f"problem: {problem}", markup=False, soft_wrap=True)

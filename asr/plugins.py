@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -36,7 +36,7 @@ class Provider:
 
 @dataclass(frozen=True)
 class Component:
-    """A config file of a component group, and the class that it names."""
+    """A config file of a group, and the class that it names."""
 
     group: str
     name: str
@@ -51,7 +51,7 @@ def providers() -> tuple[Provider, ...]:
     """Our own configs, then those of every installed plugin, in the order in which Hydra looks."""
     found = [_provider("asr", "asr")]
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
-        found.append(_provider(entry.name, entry.value))
+        found.append(_provider(entry.name, entry.module))
     return tuple(found)
 
 
@@ -79,22 +79,29 @@ def config_names(group: str) -> dict[str, Path]:
     return found
 
 
-def components() -> Iterator[Component]:
-    """Every component of every provider, those included that an earlier provider shadows."""
-    for group in COMPONENT_GROUPS:
+def components(groups: Iterable[str]) -> Iterator[Component]:
+    """Every config of these groups from every provider, those included that an earlier provider shadows."""
+    for group in groups:
         owner: dict[str, str] = {}
         for provider in providers():
             for path in sorted((provider.folder / group).glob("*.yaml")) if provider.folder else ():
                 first = owner.setdefault(path.stem, provider.name)
                 problem = "" if first == provider.name else f"shadowed by '{first}', which has the same name"
-                yield Component(group, path.stem, provider.name, _target(path), path, problem)
+                target = None
+                try:
+                    target = _target(path)
+                except ConfigError as error:
+                    problem = problem or str(error)
+                if group in COMPONENT_GROUPS and not target:
+                    problem = problem or "without '_target_', so it names no class"
+                yield Component(group, path.stem, provider.name, target, path, problem)
 
 
 def _target(path: Path) -> str | None:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({error}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid YAML: {path} ({' '.join(str(error).split())}).") from None
     return config.get("_target_") if isinstance(config, dict) else None
 
 
@@ -106,7 +113,8 @@ def allowed_targets(group: str) -> set[str]:
 def problems() -> list[str]:
     """What is wrong with the installed plugins: no `conf`, or names that are already taken."""
     found = [f"plugin '{p.name}': {p.problem}" for p in providers() if p.problem]
-    found += [f"plugin '{c.provider}': {c.group}={c.name} is {c.problem}" for c in components() if c.problem]
+    groups = sorted({path.parent.name for p in providers() if p.folder for path in p.folder.glob("*/*.yaml")})
+    found += [f"plugin '{c.provider}': {c.group}={c.name} is {c.problem}" for c in components(groups) if c.problem]
     return found
 
 
@@ -156,6 +164,10 @@ def instantiate(config: Mapping[str, Any], key: str, /, **arguments: Any) -> Any
         if isinstance(error.__cause__, AsrError):
             raise error.__cause__ from None
         raise
+    except (ValueError, TypeError, ImportError) as error:
+        if target.startswith(("lightning.", "torch.")):  # a value that the library refuses, or a package that it lacks
+            raise ConfigError(f"{key}: {error}") from error
+        raise
 
 
 def _check_options(constructor: Callable, config: Mapping, arguments: Mapping, key: str) -> None:
@@ -166,8 +178,19 @@ def _check_options(constructor: Callable, config: Mapping, arguments: Mapping, k
     for option in config:
         if option not in parameters and option not in reserved:
             raise ConfigError(f"{key}: has no option '{option}'. {near_matches(str(option), parameters)}")
+        if option in parameters:
+            check_type(config[option], parameters[option].annotation, f"{key}.{option}")
     given = {**config, **arguments}
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
     missing = [name for name in missing if parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL]
     if missing:
         raise ConfigError(f"{key}: the option '{missing[0]}' has to be given: {key}.{missing[0]}=…")
+
+
+def check_type(value: Any, annotation: Any, key: str) -> None:
+    """Raise a ConfigError if a value is not of the scalar type that is wanted; other annotations are not looked at."""
+    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+    kind = getattr(annotation, "__name__", str(annotation))
+    wrong = kind in kinds and (not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool)))
+    if wrong:
+        raise ConfigError(f"{key}={value}: must be of type {kind}, found {type(value).__name__}.")

@@ -135,9 +135,13 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device={name}: must be auto, cpu, or cuda.") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name}: must be auto, cpu, or cuda (cuda:1 for the second one).")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name}: there is no CUDA device here. Use device=cpu or device=auto.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name}: there are only {torch.cuda.device_count()} CUDA devices, counted from 0.")
     return device
 
 

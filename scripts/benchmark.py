@@ -1,4 +1,4 @@
-"""Measure speed against the bare kernels: python scripts/benchmark.py training"""
+"""Measure speed against the bare kernels: python scripts/benchmark.py training, or transcription"""
 
 from asr.cli import run
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 DATA = Path(os.environ.get("ASR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -27,3 +29,18 @@ def an4_root() -> Path:
 def speechocean_root() -> Path:
     """The training part of speechocean762: a Kaldi data directory and its audio."""
     return _real_speech("speechocean762")
+
+
+@pytest.fixture
+def noise_manifest(tmp_path: Path) -> Path:
+    """A manifest of four seconds of noise, by two speakers."""
+    import soundfile
+
+    rows = []
+    for k, text in enumerate(("one two", "two", "three one", "two three")):
+        noise = 0.1 * np.random.default_rng(k).standard_normal(16000)
+        soundfile.write(tmp_path / f"{k}.flac", noise, 16000)
+        rows.append({"audio_filepath": f"{k}.flac", "text": text, "duration": 1.0, "speaker": "ab"[k % 2]})
+    manifest = tmp_path / "train.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return manifest

@@ -38,7 +38,9 @@ class SpeedPerturbation(nn.Module):
             rows = torch.nonzero(choices == choice).flatten()
             if len(rows) and self.factors[choice] != 1:
                 longest = int(lengths[rows].max())
-                changed = resample(waveforms[rows, :longest])
+                # the filter looks past an utterance's end, and must find silence there
+                padding = torch.arange(longest)[None, :] >= lengths[rows][:, None]
+                changed = resample(waveforms[rows, :longest].masked_fill(padding.to(waveforms.device), 0))
                 new_lengths[rows] = -(-lengths[rows] * 100 // round(100 * self.factors[choice]))
                 for row, piece in zip(rows.tolist(), changed, strict=True):
                     pieces[row] = piece[: new_lengths[row]]

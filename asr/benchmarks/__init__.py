@@ -1,1 +1,45 @@
 """Speed, as ratios against the bare kernels measured in the same run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from asr.errors import ConfigError, near_matches
+
+BENCHMARKS = {
+    "training": "our step over the bare kernels, and waiting for data",
+    "transcription": "real-time factor of files, one at a time and together",
+}
+
+
+def run(name: str, config: Mapping[str, Any]) -> None:
+    """Run a benchmark, print what it found, and write it to `json`.
+
+    Raises:
+        ConfigError: there is no such benchmark, or `out` is in use.
+    """
+    if name not in BENCHMARKS:
+        wrong = f"There is no benchmark '{name}'. {near_matches(name, BENCHMARKS)}" if name else "Which benchmark?"
+        listing = "\n".join(f"  benchmark {known:<14} {what}" for known, what in BENCHMARKS.items())
+        raise ConfigError(f"{wrong}\n{listing}")
+    from asr.benchmarks.report import report
+
+    folder = Path(config["out"])
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"out={folder}: cannot be made ({error.strerror}). Name a folder that does not exist."
+        ) from None
+    try:
+        if name == "training":
+            from asr.benchmarks.training import training as benchmark
+        else:
+            from asr.benchmarks.transcription import transcription as benchmark
+        measurements, setting = benchmark(config, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    report(name, measurements, setting, config["json"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from asr.data.audio import lost_seconds
 from asr.types import Utterance
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _samples_fault(file: soundfile.SoundFile, start: int, frames: int) -> tuple[
     """
     import numpy as np
 
-    if lost := _lost_seconds(file):
+    if lost := lost_seconds(file):
         return UNREADABLE_AUDIO, f"cut short: {lost:.3f} s that the header promises are missing"
     slack = round(max(0.02 * frames, 0.1 * file.samplerate))  # MP3 headers promise a frame too many
     whole = file.subtype in ("FLOAT", "DOUBLE")
@@ -111,18 +111,3 @@ def _samples_fault(file: soundfile.SoundFile, start: int, frames: int) -> tuple[
     if done < frames - slack:
         return UNREADABLE_AUDIO, "cut short: the end that the header promises cannot be read"
     return (SILENT_AUDIO, f"no sample above {SILENCE}") if silent else None
-
-
-def _lost_seconds(file: soundfile.SoundFile) -> float:
-    """Seconds that a cut WAV, AIFF, AU or SPHERE file lacks: libsndfile corrects its length without an error."""
-    if file.format == "NIST":
-        with open(file.name, "rb") as header:
-            found = re.search(rb"^sample_count -i (\d+)", header.read(1024), re.MULTILINE)
-        promised, there = int(found[1]) if found else 0, file.frames
-    else:
-        log = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-        promised, there = (int(log[1]), int(log[2])) if log else (0, 0)
-    if promised <= there or promised >= 0x7FFF0000:  # the latter was written to a pipe: the length was not known
-        return 0.0
-    seconds = file.frames / file.samplerate * (promised / max(there, 1) - 1)
-    return seconds if seconds > 0.1 else 0.0

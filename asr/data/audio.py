@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import numpy as np
 from asr.errors import AudioError
 
 if TYPE_CHECKING:
+    import soundfile
     import torch
 
 
@@ -55,6 +57,11 @@ def read_audio(
                 f"{path}: no audio at {offset:.3f} s; the file has {file.frames / rate:.3f} s. "
                 "Check 'offset' and 'duration' of the manifest, or leave the file out."
             )
+        if duration is None and (lost := lost_seconds(file)):
+            raise AudioError(
+                f"{path}: cut short: {lost:.3f} s that its header promises are missing. "
+                "Fetch the file again, or leave it out."
+            )
         try:
             file.seek(start)
             samples = file.read(wanted, dtype="float32", always_2d=True)
@@ -66,12 +73,27 @@ def read_audio(
             f"{path}: cut short: {len(samples) / rate:.3f} s of the {wanted / rate:.3f} s from {offset:.3f} s "
             "could be read. Fetch the file again, or leave it out."
         )
-    if channel is not None and channel >= samples.shape[1]:
+    if channel is not None and not 0 <= channel < samples.shape[1]:
         raise AudioError(f"{path}: has no channel {channel}, only {samples.shape[1]} (counted from 0).")
     mono = samples.mean(axis=1) if channel is None else np.ascontiguousarray(samples[:, channel])
     if not np.isfinite(mono).all():
         raise AudioError(f"{path}: has samples that are not numbers (NaN or infinite). Leave the file out.")
     return mono if rate == sample_rate else resample(mono, rate, sample_rate)
+
+
+def lost_seconds(file: soundfile.SoundFile) -> float:
+    """Seconds that a cut WAV, AIFF, AU or SPHERE file lacks: libsndfile corrects its length without an error."""
+    if file.format == "NIST":
+        with open(file.name, "rb") as header:
+            found = re.search(rb"^sample_count -i (\d+)", header.read(1024), re.MULTILINE)
+        promised, there = int(found[1]) if found else 0, file.frames
+    else:
+        log = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+        promised, there = (int(log[1]), int(log[2])) if log else (0, 0)
+    if promised <= there or promised >= 0x7FFF0000:  # the latter was written to a pipe: the length was not known
+        return 0.0
+    seconds = file.frames / file.samplerate * (promised / max(there, 1) - 1)
+    return seconds if seconds > 0.1 else 0.0
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,22 +71,34 @@ def _load_or_build(path: Path) -> np.ndarray:
     name = f".{path.name}.{stamp}.index.npy"
     user_cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "asr" / "indexes"
     elsewhere = hashlib.sha1(str(path.resolve()).encode()).hexdigest()[:12] + name
-    for file in (path.parent / name, user_cache / elsewhere):
-        if file.is_file():
-            return np.load(file, mmap_mode="r")
+    files = (path.parent / name, user_cache / elsewhere)
+    for file in files:
+        if file.is_file() and (rows := _read(file)) is not None:
+            return rows
     rows = _build(path)
-    for file in (path.parent / name, user_cache / elsewhere):
+    for file in files:
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            for old in file.parent.glob(f".{path.name}.*.index.npy"):
+            for old in file.parent.glob(glob.escape(file.name.removesuffix(f"{stamp}.index.npy")) + "*.index.npy"):
                 old.unlink()
-            with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as partial:
-                np.save(partial, rows)
-            os.replace(partial.name, file)
+            with partial.open("wb") as opened:
+                np.save(opened, rows)
+            os.replace(partial, file)
             return np.load(file, mmap_mode="r")
         except OSError:
-            continue
+            with contextlib.suppress(OSError):
+                partial.unlink()
     return rows  # nowhere to write: it is built anew each time
+
+
+def _read(file: Path) -> np.ndarray | None:
+    """The rows of an index, `None` if it is damaged or another user's own."""
+    try:
+        rows = np.load(file, mmap_mode="r")
+    except (OSError, EOFError, ValueError):
+        return None
+    return rows if rows.dtype == ROW and rows.ndim == 1 and len(rows) else None
 
 
 def _build(path: Path) -> np.ndarray:

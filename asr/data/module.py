@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -136,6 +137,8 @@ class SpeechData(L.LightningDataModule):
         self.train_seconds = _with_durations(self.train, self.train_indices)
         if self.validation is not None:
             self.validation_seconds = _with_durations(self.validation, self.validation_indices)
+            for index in self.validation_indices:
+                self._unknown(self.validation[int(index)])
         frames = fit.frames(self.train_seconds)
         keep = np.ones(len(self.train_indices), bool)
         for k, index in enumerate(self.train_indices):
@@ -153,13 +156,7 @@ class SpeechData(L.LightningDataModule):
             return "without transcript", ""
         if not self.min_seconds <= seconds <= self.max_seconds:
             return "duration outside bounds", f"{seconds:.2f} s, data.min_seconds and data.max_seconds bound it"
-        unknown = self.fit.unknown(utterance.text or "")
-        if unknown and self.unknown == "error":
-            raise DataError(
-                f"Utterance '{utterance.id}' has no label for {', '.join(map(repr, unknown))}: {utterance.text!r}. "
-                "Let the text normaliser remove it (text=…), add it to the tokenizer's labels, "
-                "or leave such utterances out with data.unknown=drop."
-            )
+        unknown = self._unknown(utterance)
         if unknown:
             return "unknown characters", " ".join(unknown)
         labels = self.fit.encode(utterance.text or "")
@@ -169,6 +166,17 @@ class SpeechData(L.LightningDataModule):
         if needed > frames:
             return "too short for CTC", f"{frames} frames for {needed} needed by the transcript"
         return "", ""
+
+    def _unknown(self, utterance: Utterance) -> list[str]:
+        assert self.fit is not None
+        unknown = self.fit.unknown(utterance.text or "")
+        if unknown and self.unknown == "error":
+            raise DataError(
+                f"Utterance '{utterance.id}' has no label for {', '.join(map(repr, unknown))}: {utterance.text!r}. "
+                "Let the text normaliser remove it (text=…), add it to the tokenizer's labels, "
+                "or leave such utterances out with data.unknown=drop."
+            )
+        return unknown
 
     def train_dataloader(self) -> SpeechLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -189,11 +197,17 @@ class SpeechData(L.LightningDataModule):
             return []
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = batches_by_length(self.validation_indices, self.validation_seconds, self.validation_batch_seconds)
-        return self.loader(self.validation, [[(k, 0) for k in b] for b in batches[rank::world_size]], persistent=False)
-
-    def loader(self, manifests: Sequence[Utterance], batches, persistent: bool) -> SpeechLoader:
         assert self.fit is not None
-        dataset = SpeechDataset(manifests, self.fit.encode, self.fit.sample_rate, self.channel)
+        encode = functools.partial(_encode_known, self.fit.encode)
+        batches += [[-1]] * (-len(batches) % world_size)  # every rank has as many; none drops or repeats an utterance
+        ours = [[(k, 0) for k in batch] for batch in batches[rank::world_size]]
+        return self.loader(self.validation, ours, persistent=False, encode=encode)
+
+    def loader(
+        self, manifests: Sequence[Utterance], batches, persistent: bool, encode: Callable | None = None
+    ) -> SpeechLoader:
+        assert self.fit is not None
+        dataset = SpeechDataset(manifests, encode or self.fit.encode, self.fit.sample_rate, self.channel)
         return SpeechLoader(
             dataset,
             batches,
@@ -228,7 +242,7 @@ def held_out(utterances: Sequence[Utterance], share: float, fold: int = 0, seed:
     """(U,) booleans: the utterances of `share` of the speakers, shuffled by `seed`.
 
     Fold k takes the k-th such share, so `share=0.25` has the folds 0 to 3 that cover all speakers. An utterance
-    without a speaker counts as a speaker of its own.
+    without a speaker counts as a speaker of its own. Where a share is less than a speaker, a fold is one speaker.
     """
     names = [u.speaker if u.speaker is not None else f"utterance {u.id}" for u in utterances]
     speakers = sorted(set(names))
@@ -237,12 +251,13 @@ def held_out(utterances: Sequence[Utterance], share: float, fold: int = 0, seed:
             "Cannot hold out speakers: the training manifest names only one. Give data.validation=FILE, "
             "or data.validation_speakers=0 to train on everything."
         )
-    folds = max(1, round(1 / share))
+    folds = min(max(1, round(1 / share)), len(speakers))
     if not 0 <= fold < folds:
         raise ConfigError(f"data.validation_fold={fold}: with data.validation_speakers={share} it is 0 to {folds - 1}.")
     order = [speakers[k] for k in np.random.default_rng(seed).permutation(len(speakers))]
-    start, stop = (round(len(order) * share * edge) for edge in (fold, fold + 1))
-    held = set(order[start : max(stop, start + 1)])
+    size = max(1.0, len(order) * share)
+    start, stop = (round(size * edge) for edge in (fold, fold + 1))
+    held = set(order[start : min(stop, start + len(order) - 1)])  # one is left to train on
     return np.array([name in held for name in names])
 
 
@@ -264,13 +279,22 @@ def _paths(value: str | Sequence[str] | None) -> list[str]:
     return [value] if isinstance(value, (str, Path)) else [str(path) for path in value]
 
 
+def _encode_known(encode: Callable[[str], list[int]], text: str) -> list[int]:
+    """The labels of a validation transcript, none if it has an unknown character: it is scored, but has no loss."""
+    try:
+        return encode(text)
+    except DataError:
+        return []
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _with_durations(manifests: Sequence[Utterance], indices: np.ndarray) -> np.ndarray:
     """(U,) seconds; those that the manifest lacks are read from the audio's header."""
-    seconds = manifests.seconds[indices].astype(np.float64)  # type: ignore[attr-defined]
+    # the index keeps them as float32: rounded, 0.7 is 0.7 again
+    seconds = manifests.seconds[indices].astype(np.float64).round(5)  # type: ignore[attr-defined]
     missing = np.flatnonzero(np.isnan(seconds))
 
     def look(k: int) -> float:

@@ -7,6 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from asr.errors import ConfigError
+
+MIN_BATCHES = 6
+"""Optimizer steps in a bucket, on average, at the least."""
+
 
 class BucketSampler:
     """Micro-batches of utterances of similar length, bounded by padded duration.
@@ -22,7 +27,7 @@ class BucketSampler:
         seconds: (U,) durations of the utterances.
         batch_seconds: the longest padded duration of a micro-batch; one utterance alone may exceed it.
         group: micro-batches of an optimizer step over all ranks.
-        buckets: how many lengths are told apart.
+        buckets: how many lengths are told apart, at most.
         seed: of the shuffling.
         indices: (U,) the utterances' numbers in the data set; `None`: 0 … U-1.
         rank, world_size: which share of every group is ours.
@@ -49,6 +54,8 @@ class BucketSampler:
         seconds = np.asarray(seconds, np.float64)
         order = np.argsort(seconds, kind="stable")
         self._indices = order if indices is None else np.asarray(indices)[order]
+        # in a small corpus, fewer buckets: where one holds few batches, the same utterances meet again and again
+        buckets = max(1, min(buckets, int(seconds.sum() / (MIN_BATCHES * group * batch_seconds))))
         self._buckets = _cut(seconds[order], buckets, batch_seconds)
         count = sum(-(-(stop - start) // size) for start, stop, size in self._buckets)
         self.micro_batches = -(-count // group) * group
@@ -62,9 +69,23 @@ class BucketSampler:
             self.epoch, self.position = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "position": self.position, "group": self.group}
+        ours = {"group": self.group, "micro_batches": self.micro_batches}
+        return {"epoch": self.epoch, "position": self.position, **ours}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to the place where another sampler stood.
+
+        Raises:
+            ConfigError: that was within an epoch, and its list of micro-batches was another one.
+        """
+        ours = self.state_dict()
+        changed = any(state.get(key, ours[key]) != ours[key] for key in ("group", "micro_batches"))
+        if changed and 0 < state["position"] < state.get("micro_batches", self.micro_batches):
+            raise ConfigError(
+                f"Cannot resume within an epoch: the run had {state['micro_batches']} micro-batches an epoch, "
+                f"{state['group']} to a step; now there are {self.micro_batches}, {self.group} to a step. Resume with "
+                "the same data.* options, and as many ranks times trainer.accumulate_grad_batches."
+            )
         self.epoch, self.position = state["epoch"], state["position"]
 
     def plan(self, epoch: int) -> list[np.ndarray]:

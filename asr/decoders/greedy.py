@@ -52,7 +52,7 @@ class Greedy:
         keep = path[starts] != 0
         labels = [int(label) for label in path[starts][keep]]
         words = collect_words(labels, starts[keep], ends[keep], peaks[keep], self.tokenizer, frame_seconds)
-        return Hypothesis(self.tokenizer.decode(labels), tuple(labels), float(scores.sum()), words)
+        return Hypothesis(self.tokenizer.decode(labels).strip(), tuple(labels), float(scores.sum()), words)
 
 
 def collect_words(

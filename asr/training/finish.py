@@ -41,11 +41,11 @@ def finish(
     scored |= {Path(path).stem: path for path in data.test_paths}
     for name, manifest in scored.items():
         evaluation = score(bundle, manifest, run / "evaluation" / name, config)
-        console.print(f"\n[bold]{name}[/]  {manifest}")
+        console.print(f"\n{name}  {manifest}", markup=False, soft_wrap=True)
         print_evaluation(evaluation, console)
         lines += [f"- {name} ({evaluation.total.duration / 3600:.2f} h): {line}" for line in evaluation.lines()[:2]]
     save_bundle(bundle, pipeline, pipeline_config(config), card(config, data, lines, seconds))
-    console.print(f"\nrecognizer  {bundle}  (training took {seconds / 60:.1f} min)")
+    console.print(f"\nrecognizer  {bundle}  (training took {seconds / 60:.1f} min)", markup=False, soft_wrap=True)
     _show_next(bundle, list(scored.values())[-1] if scored else None, config["transcribe_example"], console)
 
 

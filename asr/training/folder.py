@@ -47,36 +47,20 @@ class RunFolder:
         resume: "never", "auto" (go on if there is a checkpoint, else start), or the path of a `.ckpt`.
     """
 
-    def __init__(self, path: Path, resume: str | None, strategy: Any = None):
+    def __init__(self, path: Path, resume: str | None):
         self.path, self.resume = path, str(resume or "never")
 
-    def open(self, config: Mapping[str, Any]) -> Path | None:
-        """Make the folder, write what identifies the run, return the checkpoint to resume from.
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to resume from, if any.
 
         Raises:
-            ConfigError: the folder holds a run and nothing said to resume, or it cannot be written.
+            ConfigError: the folder holds a run and nothing said to resume, or `resume` names no file.
         """
-        checkpoint = self._checkpoint()
-        if not is_main_process():
-            return checkpoint
-        if self.resume == "never" and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ConfigError(
-                f"out={self.path}: the folder exists and is not empty. Go on with resume=auto, or take another out=."
-            )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            attempt = len(list(self.path.glob("run*.json")))
-            suffix = f"-{attempt}" if attempt else ""  # a resumed run keeps what it was started with
-            (self.path / f"config{suffix}.yaml").write_text(
-                yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), "utf-8"
-            )
-            (self.path / f"run{suffix}.json").write_text(json.dumps(provenance(), indent=2) + "\n", "utf-8")
-        except OSError as error:
-            raise ConfigError(f"out={self.path}: cannot be written ({error.strerror}). Take another out=.") from None
-        return checkpoint
-
-    def _checkpoint(self) -> Path | None:
         if self.resume == "never":
+            if is_main_process() and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise ConfigError(
+                    f"out={self.path}: the folder is not empty. Go on with resume=auto, or take another out=."
+                )
             return None
         if self.resume == "auto":
             found = list((self.path / "checkpoints").glob("*.ckpt"))
@@ -85,6 +69,23 @@ class RunFolder:
         if not path.is_file():
             raise ConfigError(f"resume={self.resume}: no such checkpoint. Say never, auto, or the path of a .ckpt.")
         return path
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Make the folder, and write what identifies the run; a resumed run keeps what it was started with.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            attempt = len(list(self.path.glob("run*.json")))
+            suffix = f"-{attempt}" if attempt else ""
+            (self.path / f"config{suffix}.yaml").write_text(
+                yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), "utf-8"
+            )
+            (self.path / f"run{suffix}.json").write_text(json.dumps(provenance(), indent=2) + "\n", "utf-8")
+        except OSError as error:
+            raise ConfigError(f"out={self.path}: cannot be written ({error.strerror}). Take another out=.") from None
 
 
 def provenance() -> dict[str, Any]:

@@ -101,6 +101,8 @@ class SpeechRecognition(L.LightningModule):
         self._examples: list[tuple[str, str]] = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if not len(batch):
+            return
         log_probs, lengths = self.model(batch.waveforms, batch.lengths)
         losses = self.ctc_losses(log_probs, lengths, batch)[batch.label_lengths > 0]
         real = torch.arange(log_probs.shape[1])[None, :] < lengths[:, None]
@@ -122,8 +124,8 @@ class SpeechRecognition(L.LightningModule):
         sums = self.trainer.strategy.reduce(self._sums.to(self.device, torch.float32), reduce_op="sum").double()
         loss, blank = float(sums[0] / sums[1].clamp(min=1)), float(sums[2] / sums[3].clamp(min=1))
         values = {"val_loss": loss, "val_wer": words.rate, "val_cer": characters.rate, "val_blank": blank}
-        # the same on every rank already: the sums were reduced
-        self.log_dict(values, rank_zero_only=False, sync_dist=False)
+        # the same on every rank: the sums were reduced
+        self.log_dict(values, sync_dist=True)
         if self.trainer.sanity_checking:
             return
         lines = [

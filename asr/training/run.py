@@ -44,33 +44,13 @@ def train(config: Mapping[str, Any]) -> None:
     """
     torch.set_num_threads(config["threads"] or torch.get_num_threads())
     L.seed_everything(config["seed"], verbose=False)
-    run = RunFolder(Path(config["out"]), config["resume"], config["trainer"].get("strategy"))
-    checkpoint = run.open(config)
-
-    data = instantiate(prepare_manifests(config, console), "data")
-    pipeline = build(config, texts=data.texts())
-    trainer = build_trainer(config, has_validation=data.validation is not None)
-    # the product of ranks and accumulated batches makes a step: known before the sampler is made
-    micro_batches = trainer.world_size * trainer.accumulate_grad_batches
-    data.prepare(_fit(pipeline, config), micro_batches)
-    print_overview(pipeline, data, config)
-    if is_main_process():
+    run = RunFolder(Path(config["out"]), config["resume"])
+    checkpoint = run.checkpoint()
+    trainer, module, data = set_up(config, with_statistics=checkpoint is None)
+    if is_main_process():  # only now: what cannot start leaves no folder behind
+        run.create(config)
         data.write_reports(run.path)
-    if pipeline.model.normalization.needs_statistics and checkpoint is None:
-        set_feature_statistics(pipeline.model, data, config["seed"], console)
-
-    steps = config["epochs"] * data.steps_per_epoch()
-    module = SpeechRecognition(
-        pipeline,
-        config["optimizer"],
-        config["schedule"],
-        config["augment"],
-        steps=min(steps, config["max_steps"] or steps),
-        micro_batches_per_step=micro_batches,
-        references=data.validation,
-        seed=config["seed"],
-        examples=config["examples"],
-    )
+    pipeline = module.pipeline
     module.describe = lambda: describe(pipeline, config)
     started = time.monotonic()
     if checkpoint is not None:
@@ -89,15 +69,47 @@ def train(config: Mapping[str, Any]) -> None:
         finish(config, run.path, trainer, pipeline, data, time.monotonic() - started, console)
 
 
+def set_up(config: Mapping[str, Any], with_statistics: bool = True) -> tuple[L.Trainer, SpeechRecognition, SpeechData]:
+    """All that a training needs, ready to fit.
+
+    Args:
+        config: the composed `train.yaml`, as plain containers.
+        with_statistics: measure the features of the training set for the normalisation; a checkpoint has them.
+    """
+    data = instantiate(prepare_manifests(config, console), "data")
+    pipeline = build(config, texts=data.texts())
+    trainer = build_trainer(config, has_validation=data.validation is not None)
+    # the product of ranks and accumulated batches makes a step: known before the sampler is made
+    micro_batches = trainer.world_size * trainer.accumulate_grad_batches
+    data.prepare(_fit(pipeline, config), micro_batches)
+    print_overview(pipeline, data, config)
+    if pipeline.model.normalization.needs_statistics and with_statistics:
+        set_feature_statistics(pipeline.model, data, config["seed"], console)
+    steps = config["epochs"] * data.steps_per_epoch()
+    module = SpeechRecognition(
+        pipeline,
+        config["optimizer"],
+        config["schedule"],
+        config["augment"],
+        steps=min(steps, config["max_steps"] or steps),
+        micro_batches_per_step=micro_batches,
+        references=data.validation,
+        seed=config["seed"],
+        examples=config["examples"],
+    )
+    return trainer, module, data
+
+
 def build_trainer(config: Mapping[str, Any], has_validation: bool) -> L.Trainer:
-    """The Lightning trainer of a config; callbacks that watch a validation are left out where there is none."""
+    """The Lightning trainer of a config; callbacks that need a validation or a logger go where there is none."""
     for ours, theirs in (("epochs", "max_epochs"), ("max_steps", "max_steps")):
         if theirs in config["trainer"]:
             raise ConfigError(f"trainer.{theirs}: say {ours}=… instead; the schedule needs to know it, too.")
     callbacks = [
         instantiate(callback, f"callbacks.{name}")
         for name, callback in (config["callbacks"] or {}).items()
-        if has_validation or not str(callback.get("monitor", "")).startswith("val_")
+        if (has_validation or not str(callback.get("monitor", "")).startswith("val_"))
+        and (config["logger"] or "LearningRateMonitor" not in callback["_target_"])
     ]
     loggers = [instantiate(logger, f"logger.{name}") for name, logger in (config["logger"] or {}).items()]
     return instantiate(

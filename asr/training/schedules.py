@@ -26,7 +26,7 @@ def onecycle(
         optimizer,
         peaks,
         total_steps=steps + 1,  # the step after the last one is asked for, too
-        pct_start=warmup,
+        pct_start=max(warmup, (1 + 1e-6) / (steps + 1)),  # torch divides by zero where the rise is one step long
         div_factor=1 / start,
         final_div_factor=start / end,
         cycle_momentum=False,
@@ -49,6 +49,8 @@ def warmup_cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05, end: f
 
 def noam(optimizer: Optimizer, steps: int, warmup_steps: int = 1000) -> LRScheduler:
     """Linearly up for `warmup_steps`, then down with the square root of the step (Vaswani et al., arXiv 1706.03762)."""
+    if warmup_steps < 1:
+        raise ConfigError(f"schedule.warmup_steps={warmup_steps}: must be 1 or more.")
     return LambdaLR(optimizer, lambda step: min((step + 1) / warmup_steps, (warmup_steps / (step + 1)) ** 0.5))
 
 

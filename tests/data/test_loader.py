@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+import torch
+
+from asr.data.loader import Manifests, SpeechDataset, SpeechLoader
+from asr.data.sampler import BucketSampler
+from asr.errors import AudioError, DataError
+from asr.types import Batch
+
+
+def encode(text: str) -> list[int]:
+    if "?" in text:
+        raise DataError("no label for '?'")
+    return [" ab".index(character) for character in text]
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def loader(path, workers=0, rank=0, world_size=1, group=1) -> SpeechLoader:
+        manifests = Manifests([str(path)])
+        sampler = BucketSampler(manifests.seconds, 2.0, group, rank=rank, world_size=world_size, seed=1)
+        dataset = SpeechDataset(manifests, encode, 16000)
+        made.append(SpeechLoader(dataset, sampler, num_workers=workers, persistent_workers=workers > 0))
+        return made[-1]
+
+    yield loader
+    for started in made:
+        if started._iterator is not None:
+            started._iterator._shutdown_workers()  # garbage collection would do it, in the middle of another test
+
+
+def equal(one: list[Batch], two: list[Batch]) -> bool:
+    return len(one) == len(two) and all(
+        a.step_utterances == b.step_utterances
+        and all(
+            torch.equal(getattr(a, name), getattr(b, name))
+            for name in ("waveforms", "lengths", "labels", "label_lengths", "indices")
+        )
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+def test_batches_hold_the_utterances(make, corpus):
+    path, waveforms = corpus
+    seen = []
+    for batch in make(path):
+        assert len(batch) == batch.step_utterances == len(batch.lengths)
+        assert batch.waveforms.shape == (len(batch), batch.lengths.max())
+        for row, index in enumerate(batch.indices.tolist()):
+            length = int(batch.lengths[row])
+            np.testing.assert_array_equal(batch.waveforms[row, :length], waveforms[index])
+            assert not batch.waveforms[row, length:].any()
+            labels = batch.labels[row, : batch.label_lengths[row]].tolist()
+            assert labels == encode("ab" * (1 + index // 4))
+            seen.append(index)
+    assert sorted(seen) == list(range(12))
+
+
+def test_workers_make_no_difference(make, corpus):
+    alone, two = make(corpus[0]), make(corpus[0], workers=2)
+    for epoch in (0, 1):
+        for loader in (alone, two):
+            loader.sampler.set_epoch(epoch)
+        batches = list(alone)
+        assert equal(batches, list(two)) and len(batches) == len(alone) == len(two)
+
+
+@pytest.mark.parametrize("workers, ranks", [(0, 1), (2, 1), (0, 2)])
+def test_resumes_from_its_state(make, corpus, workers, ranks):
+    """What workers have read ahead is not counted: the state is that of the batches handed out."""
+    options = {"rank": ranks - 1, "world_size": ranks, "group": 2}
+    expected = list(make(corpus[0], **options))
+    loader = make(corpus[0], workers, **options)
+    batches = iter(loader)
+    head = [next(batches) for _ in range(2)]
+    assert loader.state_dict()["position"] == 2 * ranks
+    resumed = make(corpus[0], workers, **options)
+    resumed.load_state_dict(loader.state_dict())
+    resumed.sampler.set_epoch(0)
+    tail = list(resumed)
+    assert len(expected) > 3 and equal(expected, head + tail)
+
+
+def test_resume_reads_no_past_audio(make, corpus):
+    loader = make(corpus[0])
+    batches = iter(loader)
+    past = [int(k) for _ in range(3) for k in next(batches).indices]
+    for k in past:
+        (corpus[0].parent / f"{k}.wav").unlink()
+    resumed = make(corpus[0])
+    resumed.load_state_dict(loader.state_dict())
+    assert sorted([*past, *(int(k) for batch in resumed for k in batch.indices)]) == list(range(12))
+
+
+def test_ranks_see_what_one_accumulates(make, corpus):
+    whole = list(make(corpus[0], group=2))
+    ranks = [list(make(corpus[0], rank=r, world_size=2, group=2)) for r in range(2)]
+    assert equal(whole, [batch for step in zip(*ranks, strict=True) for batch in step])
+
+
+def test_empty_micro_batch(make, corpus):
+    dataset = make(corpus[0]).dataset
+    batch = dataset[[(-1, 5)]]
+    assert len(batch) == 0 and batch.step_utterances == 5
+    assert batch.waveforms.shape == batch.labels.shape == (0, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_come_bare(make, corpus, workers):
+    path = corpus[0]
+    (path.parent / "5.wav").write_text("no audio")
+    with pytest.raises(AudioError) as caught:
+        list(make(path, workers))
+    assert str(caught.value).startswith(f"{path.parent}/5.wav: cannot be read as audio")
+    assert "Traceback" not in str(caught.value) and "worker" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_transcript_errors_come_bare(make, tmp_path, noise, manifest, workers):
+    noise(tmp_path / "a.wav")
+    path = manifest(tmp_path / "m.jsonl", {"audio_filepath": "a.wav", "text": "a?", "duration": 0.5})
+    with pytest.raises(DataError, match=r"^no label for '\?'$"):
+        list(make(path, workers))
+
+
+def test_segments_and_channels(tmp_path, noise, manifest):
+    samples = noise(tmp_path / "a.wav", 2.0, channels=2, subtype="FLOAT")
+    segment = {"audio_filepath": "a.wav", "duration": 0.5, "text": None}
+    path = manifest(tmp_path / "m.jsonl", segment | {"offset": 0.25}, segment | {"offset": 1.25})
+    dataset = SpeechDataset(Manifests([str(path)]), encode, 16000, channel=1)
+    batch = dataset[[(1, 2), (0, 2)]]
+    np.testing.assert_array_equal(batch.waveforms[0], samples[20000:28000, 1])
+    np.testing.assert_array_equal(batch.waveforms[1], samples[4000:12000, 1])
+    assert batch.label_lengths.tolist() == [0, 0]

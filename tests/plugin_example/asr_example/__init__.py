@@ -1,0 +1,1 @@
+"""A plugin: its classes in modules, its configs in `conf/<group>/<name>.yaml`."""

@@ -1,0 +1,59 @@
+"""A corpus that is learnt in seconds: every word is a tone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+WORDS = {"low": 300.0, "middle": 900.0, "high": 2700.0}
+SMALL = (
+    "trainer=cpu", "tokenizer=words", "encoder.layers=1", "encoder.width=24", "encoder.channels=4", "threads=1",
+    "data.workers=0", "logger=[csv]", "callbacks=[checkpoints]", "+trainer.enable_progress_bar=false",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 40 utterances by 8 speakers, of one to four words each."""
+    folder = tmp_path_factory.mktemp("tones")
+    random = np.random.default_rng(0)
+    rows = []
+    for k in range(40):
+        words = random.choice(list(WORDS), random.integers(1, 5)).tolist()
+        pieces = [np.zeros(2400)]
+        for word in words:
+            pieces += [0.3 * np.sin(2 * np.pi * WORDS[word] * np.arange(4000) / 16000), np.zeros(2400)]
+        samples = np.concatenate(pieces) + 0.003 * random.standard_normal(sum(map(len, pieces)))
+        soundfile.write(folder / f"{k:02}.flac", samples, 16000)
+        row = {"audio_filepath": f"{k:02}.flac", "text": " ".join(words), "speaker": f"s{k % 8}"}
+        rows.append(row | {"duration": len(samples) / 16000})
+    manifest = folder / "tones.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return manifest
+
+
+@pytest.fixture
+def train(tones: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Runs a small training on the tones in this process, and returns its folder."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    from asr.cli import _register_resolvers
+    from asr.training.run import train
+
+    def run(name: str, *overrides: str) -> Path:
+        _register_resolvers()
+        out = tmp_path / name
+        with initialize_config_module("asr.conf", version_base="1.3"):
+            config = compose("train", [*SMALL, f"data.train={tones}", f"out={out}", *overrides])
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        train(plain)
+        return out
+
+    return run

@@ -1,0 +1,148 @@
+"""A whole training: it learns, it resumes exactly, and the number of processes makes no difference."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+import asr
+from asr.errors import CheckpointError, ConfigError
+from asr.training.module import SpeechRecognition
+
+from .conftest import SMALL
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SHORT = ("epochs=3", "data.batch_seconds=8", "callbacks.last.every_n_train_steps=2")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "bundle" / "model.safetensors")
+
+
+def difference(first: Path, second: Path) -> float:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def test_from_manifest_to_transcript(train, tones):
+    run = train("run", "epochs=25", "optimizer.lr=0.01", "data.batch_seconds=10", "encoder.dropout=0.1")
+    summary = json.loads((run / "evaluation" / "validation" / "summary.json").read_text())
+    assert summary["wer"]["rate"] <= 0.05, summary["wer"]
+    results = [json.loads(line) for line in (run / "evaluation/validation/results.jsonl").open()]
+    trained_on = {json.loads(line)["id"] for line in (run / "validation.jsonl").open()}
+    assert {row["id"] for row in results} == trained_on
+
+    recognizer = asr.load(run)
+    audio = tones.with_name("03.flac")
+    transcript = recognizer.transcribe(str(audio))
+    reference = [json.loads(line)["text"] for line in tones.open()][3]
+    assert transcript.text == reference
+    assert [word.text for word in transcript.words] == reference.split()
+    # the tones start at 0.15 s and every 0.4 s; CTC may be late, never early by more than a frame or two
+    for k, word in enumerate(transcript.words):
+        assert 0.05 + 0.4 * k < word.start < 0.55 + 0.4 * k
+    assert transcript.duration == pytest.approx(soundfile.info(audio).duration)
+    assert "WER" in (run / "bundle" / "README.md").read_text()
+    assert json.loads((run / "run.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 8])
+def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(train, monkeypatch, step):
+    whole = train("whole", *SHORT)
+    steps = sum(1 for _ in (whole / "csv/version_0/metrics.csv").open())
+    assert steps > 0
+
+    def die(self, *_):
+        if self.global_step == step:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeechRecognition, "on_train_batch_end", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            train("cut", *SHORT)
+    cut = train("cut", *SHORT, "resume=auto")
+    assert difference(whole, cut) == 0
+
+
+def test_the_sampler_does_not_read_past_audio_on_resume(train, monkeypatch):
+    def die(self, *_):
+        if self.global_step == 4:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeechRecognition, "on_train_batch_end", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            train("cut", *SHORT, "data.validation_speakers=0")
+    read = []
+    from asr.data import loader
+
+    original = loader.read_audio
+    monkeypatch.setattr(loader, "read_audio", lambda path, *rest: read.append(path) or original(path, *rest))
+    train("cut", *SHORT, "data.validation_speakers=0", "epochs=1", "resume=auto")
+    whole_epoch = 40
+    assert 0 < len(read) < whole_epoch
+
+
+def test_killed_for_real(tones, tmp_path, train):
+    whole = train("whole", *SHORT, "epochs=30")
+    out = tmp_path / "cut"
+    arguments = [*SMALL, *SHORT, "epochs=30", f"data.train={tones}", f"out={out}", "resume=auto"]
+    process = subprocess.Popen([sys.executable, SCRIPTS / "train.py", *arguments], stdout=subprocess.DEVNULL)
+    while not (out / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "bundle").exists()
+    train("cut", *SHORT, "epochs=30", "resume=auto")
+    assert difference(whole, out) == 0
+
+
+def test_two_processes_equal_one_that_accumulates(tones, tmp_path, train):
+    options = ("epochs=2", "data.batch_seconds=6", "augment=[]", "encoder.dropout=0")
+    one = train("one", *options, "trainer.accumulate_grad_batches=2")
+    two = tmp_path / "two"
+    devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    arguments = [*SMALL[1:], *devices, *options, f"data.train={tones}", f"out={two}"]
+    subprocess.run([sys.executable, SCRIPTS / "train.py", *arguments], check=True, timeout=300)
+    assert difference(one, two) < 1e-5
+    first, second = (
+        [json.loads(line) for line in (run / "evaluation/validation/results.jsonl").open()] for run in (one, two)
+    )
+    assert first == second
+
+
+def test_an_existing_folder_is_left_alone(train, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="resume=auto"):
+        train("run")
+    assert [path.name for path in out.iterdir()] == ["precious.txt"]
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(train, tones, tmp_path):
+    train("run", "epochs=1")
+    other = tmp_path / "other.jsonl"
+    rows = [json.loads(line) for line in tones.open()]
+    for row in rows:
+        row |= {"text": row["text"].replace("high", "top"), "audio_filepath": str(tones.parent / row["audio_filepath"])}
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(CheckpointError, match="labels"):
+        train("run", "epochs=2", "resume=auto", f"data.train={other}")
+
+
+def test_all_speakers_are_trained_on_without_validation(train):
+    run = train("run", "epochs=1", "data.validation_speakers=0")
+    assert not (run / "validation.jsonl").exists()
+    assert (run / "bundle" / "model.safetensors").exists()
