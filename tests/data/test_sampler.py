@@ -136,7 +136,7 @@ def test_refuses_to_resume_in_another_list(change):
 
 def test_similar_lengths_in_a_step():
     """Padding is a few percent of what mixing all lengths would need, also over the ranks of a step."""
-    seconds = np.random.default_rng(0).uniform(1, 15, 3000)
+    seconds = np.random.default_rng(0).uniform(1, 15, 6000)
     sampler = BucketSampler(seconds, 60, group=4)
     plan = sampler.plan(0)
     steps = [np.concatenate(plan[k : k + 4]) for k in range(0, len(plan), 4)]
