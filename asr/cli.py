@@ -55,6 +55,8 @@ def run(command: str, arguments: list[str] | None = None) -> None:
         arguments: the words after it; `None` takes them from `sys.argv`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    # libgomp's threads spin while they wait: beside another busy process, two are many times slower than one
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         if command == "plugins":
             from asr.commands import list_plugins

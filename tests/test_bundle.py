@@ -166,7 +166,7 @@ def test_refuses_a_component_of_another_stage(bundle):
 def test_refuses_nested_targets(bundle, option, monkeypatch):
     monkeypatch.chdir(bundle)
     edit(bundle, lambda c: c["encoder"].update(option))
-    with pytest.raises(CheckpointError, match=r"refuses a config with a '_target_' or an interpolation inside 'encoder'"):
+    with pytest.raises(CheckpointError, match=r"refuses a config with a '_target_' or .* inside 'encoder'"):
         load_pipeline(bundle)
     assert not Path("owned").exists()
 

@@ -22,6 +22,8 @@ from asr.data.sampler import BucketSampler
 from asr.errors import ConfigError, DataError
 from asr.types import Batch, Utterance
 
+TOO_SHORT = "too short for CTC"
+
 
 @dataclass
 class Fit:
@@ -81,7 +83,7 @@ class SpeechData(L.LightningDataModule):
         validation_speakers: float = 0.1,
         validation_fold: int = 0,
         validation_seed: int = 0,
-        batch_seconds: float = 60.0,
+        batch_seconds: float = 30.0,
         validation_batch_seconds: float = 120.0,
         buckets: int = 20,
         min_seconds: float = 0.1,
@@ -164,7 +166,7 @@ class SpeechData(L.LightningDataModule):
         if not labels:
             return "without transcript", "nothing is left of it after normalisation"
         if needed > frames:
-            return "too short for CTC", f"{frames} frames for {needed} needed by the transcript"
+            return TOO_SHORT, f"{frames} frames for {needed} needed by the transcript"
         return "", ""
 
     def _unknown(self, utterance: Utterance) -> list[str]:

@@ -101,14 +101,18 @@ class Blstm(nn.Module):
     def _run_plain(self, x: Tensor, lengths: Tensor, tap: Tap | None) -> Tensor:
         frame = torch.arange(x.shape[1])[None, :]
         end = lengths[:, None]
-        backwards = torch.where(frame < end, end - 1 - frame, frame)[..., None]
+        backwards = torch.where(frame < end, end - 1 - frame, frame)
+        rows = (torch.arange(len(x))[:, None] * x.shape[1] + backwards).flatten()
+
+        def turn(x: Tensor) -> Tensor:
+            """Reverse each utterance within its length; done twice, it is as before."""
+            return x.flatten(0, 1).index_select(0, rows).view_as(x)
+
         x = self.dropout(self.norms[0](x))
         for k, layer in enumerate(self.layers):
             outputs = [_one_direction(layer, x, "")]
             if layer.bidirectional:
-                reversed_x = x.gather(1, backwards.expand(-1, -1, x.shape[2]))
-                hidden = _one_direction(layer, reversed_x, "_reverse")
-                outputs.append(hidden.gather(1, backwards.expand(-1, -1, hidden.shape[2])))
+                outputs.append(turn(_one_direction(layer, turn(x), "_reverse")))
             x = self.dropout(self.norms[k + 1](torch.cat(outputs, -1)))
             if tap is not None:
                 x = tap(k, x, lengths)

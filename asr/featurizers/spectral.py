@@ -55,7 +55,7 @@ class Spectrogram(nn.Module):
         spectrum = torch.stft(
             waveforms, self.n_fft, self.hop, self.window_length, self.window, center=False, return_complex=True
         )
-        power = torch.view_as_real(spectrum).square().sum(-1)
+        power = spectrum.real.square() + spectrum.imag.square()
         return (power if self.power == 2 else power.sqrt()).transpose(1, 2)
 
 

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from asr.bundle import describe, load_pipeline
-from asr.data.module import Fit, SpeechData
+from asr.data.module import TOO_SHORT, Fit, SpeechData
 from asr.errors import CheckpointError, ConfigError
 from asr.pipeline import Pipeline, build
 from asr.plugins import instantiate
@@ -30,6 +30,7 @@ console = Console(quiet=not is_main_process())
 # Lightning's advertisements and notes on its own internals
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*LeafSpec.*")
+warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")  # no validation
 warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
 
 
@@ -146,6 +147,11 @@ def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, An
     )
     if data.dropped.rows:
         console.print(f"dropped     {data.dropped.summary()}: see {config['out']}/dropped.jsonl")
+        short = sum(row["reason"] == TOO_SHORT for row in data.dropped.rows)
+        if short > 0.01 * len(data.train_indices):
+            console.print(
+                "            many are too short: lower encoder.stride, or take longer units, such as tokenizer=words"
+            )
     if data.validation is not None:
         speakers = {data.validation[int(k)].speaker for k in data.validation_indices}
         hours = data.validation_seconds.sum() / 3600

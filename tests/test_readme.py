@@ -1,0 +1,92 @@
+"""Every command and snippet of the README runs, in its order, on a miniature of the data that it names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr import cli
+
+README = Path(__file__).parents[1] / "README.md"
+SMALL = (
+    "encoder.layers=1", "encoder.width=8", "encoder.channels=2", "epochs=1", "trainer=cpu", "data.workers=0",
+    "threads=1", "logger=[csv]", "+trainer.enable_progress_bar=false", "callbacks=[checkpoints]",
+)  # fmt: skip
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the README's commands name."""
+    random = np.random.default_rng(0)
+
+    def noise(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.1 * random.standard_normal(16000), 16000)
+
+    for split, folder, speakers in (("train", "an4_clstk", "abcdefghij"), ("test", "an4test_clstk", "kl")):
+        ids = [f"{folder}/{speaker}/{split}{k}-{speaker}" for speaker in speakers for k in range(2)]
+        for utterance in ids:
+            noise(tmp_path / "DIR" / "wav" / f"{utterance}.wav")
+        (tmp_path / "DIR/etc").mkdir(exist_ok=True)
+        (tmp_path / f"DIR/etc/an4_{split}.fileids").write_text("".join(f"{u}\n" for u in ids))
+        lines = [f"<s> YES NO </s> ({u.rsplit('/', 1)[1]})\n" for u in ids]
+        (tmp_path / f"DIR/etc/an4_{split}.transcription").write_text("".join(lines))
+    noise(tmp_path / "a.wav")
+    noise(tmp_path / "talks" / "b.flac")
+    noise(tmp_path / "more" / "c.flac")
+    rows = "".join(f"more/{name}.wav,hello there,{name}\n" for name in "pqrs")
+    for name in "pqrs":
+        noise(tmp_path / "more" / f"{name}.wav")
+    (tmp_path / "recordings.csv").write_text("file,sentence,who\n" + rows)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands_and_python(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    run = 0
+    for words in commands():
+        if words[0] != "python":  # the two commands of the top: CI runs them as they stand
+            assert words[:4] == ["pip", "install", "uv", "&&"]
+            continue
+        arguments = [str(p) for word in words[2:] for p in (sorted(world.glob(word)) if "*" in word else [word])]
+        command = Path(words[1]).stem
+        options = SMALL if command == "train" else ()
+        monkeypatch.setattr(sys, "argv", [words[1], *arguments, *options])
+        monkeypatch.setenv("ASR_RUN_ID", str(run))
+        capsys.readouterr()
+        cli.run(command, [*arguments, *options])
+        run += 1
+        printed = capsys.readouterr().out
+        if command == "evaluate":
+            assert re.search(r"WER [\d.]+ % \[\d+ / 8, \d+ ins, \d+ del, \d+ sub\], 95 % interval", printed)
+        if command == "transcribe":
+            assert printed.count('"audio_filepath"') == 3
+    assert run >= 6
+    capsys.readouterr()
+    exec(compile(next(b for b in blocks("python") if "asr.load" in b), str(README), "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_the_plugin_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_package.py").write_text(next(b for b in blocks("python") if "class MyEncoder" in b))
+    monkeypatch.syspath_prepend(tmp_path)
+    from my_package import MyEncoder
+
+    from asr.testing import check_encoder
+
+    check_encoder(MyEncoder(input_dim=80, width=64), input_dim=80)
