@@ -52,8 +52,9 @@ class AcousticModel(nn.Module):
     def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N), (B,) → normalised features (B, T, D), zero in the padding, and lengths (B,)."""
         mask = frame_mask(lengths, waveforms.shape[1], waveforms.device)
-        features, lengths = self.featurizer(waveforms.masked_fill(~mask, 0), lengths)
-        features = self.normalization(features, lengths)
+        with torch.autocast(waveforms.device.type, enabled=False):  # energies span more than half precision resolves
+            features, lengths = self.featurizer(waveforms.masked_fill(~mask, 0).float(), lengths)
+            features = self.normalization(features, lengths)
         mask = frame_mask(lengths, features.shape[1], features.device)
         return features.masked_fill(~mask[..., None], 0), lengths
 

@@ -101,11 +101,8 @@ class SpeechData(L.LightningDataModule):
         paths = _paths(train)
         if not paths:
             raise ConfigError("data.train: no training manifest. Give data.train=FILE.jsonl, or a corpus=….")
-        self.batch_seconds, self.validation_batch_seconds, self.buckets = (
-            batch_seconds,
-            validation_batch_seconds,
-            buckets,
-        )
+        self.batch_seconds, self.validation_batch_seconds = batch_seconds, validation_batch_seconds
+        self.buckets = buckets
         self.min_seconds, self.max_seconds, self.unknown = min_seconds, max_seconds, unknown
         self.channel, self.seed = channel, seed
         self.workers = min(8, max(1, _cores() - 1)) if workers is None else workers
@@ -122,6 +119,8 @@ class SpeechData(L.LightningDataModule):
             held = held_out(self.train, validation_speakers, validation_fold, validation_seed)
             self.train_indices, self.validation_indices = np.flatnonzero(~held), np.flatnonzero(held)
         self.dropped = Dropped()
+        self.validation_unknown = 0
+        """Validation utterances with a character that has no label: scored like all, but without a loss."""
         self.fit: Fit | None = None
         self.micro_batches_per_step = 1
 
@@ -139,8 +138,8 @@ class SpeechData(L.LightningDataModule):
         self.train_seconds = _with_durations(self.train, self.train_indices)
         if self.validation is not None:
             self.validation_seconds = _with_durations(self.validation, self.validation_indices)
-            for index in self.validation_indices:
-                self._unknown(self.validation[int(index)])
+            texts = (self.validation[int(index)].text or "" for index in self.validation_indices)
+            self.validation_unknown = sum(bool(fit.unknown(text)) for text in texts)
         frames = fit.frames(self.train_seconds)
         keep = np.ones(len(self.train_indices), bool)
         for k, index in enumerate(self.train_indices):
@@ -158,7 +157,13 @@ class SpeechData(L.LightningDataModule):
             return "without transcript", ""
         if not self.min_seconds <= seconds <= self.max_seconds:
             return "duration outside bounds", f"{seconds:.2f} s, data.min_seconds and data.max_seconds bound it"
-        unknown = self._unknown(utterance)
+        unknown = self.fit.unknown(utterance.text or "")
+        if unknown and self.unknown == "error":
+            raise DataError(
+                f"Utterance '{utterance.id}' has no label for {', '.join(map(repr, unknown))}: {utterance.text!r}. "
+                "Let the text normaliser remove it (text=…), add it to the tokenizer's labels, "
+                "or leave such utterances out with data.unknown=drop."
+            )
         if unknown:
             return "unknown characters", " ".join(unknown)
         labels = self.fit.encode(utterance.text or "")
@@ -168,17 +173,6 @@ class SpeechData(L.LightningDataModule):
         if needed > frames:
             return TOO_SHORT, f"{frames} frames for {needed} needed by the transcript"
         return "", ""
-
-    def _unknown(self, utterance: Utterance) -> list[str]:
-        assert self.fit is not None
-        unknown = self.fit.unknown(utterance.text or "")
-        if unknown and self.unknown == "error":
-            raise DataError(
-                f"Utterance '{utterance.id}' has no label for {', '.join(map(repr, unknown))}: {utterance.text!r}. "
-                "Let the text normaliser remove it (text=…), add it to the tokenizer's labels, "
-                "or leave such utterances out with data.unknown=drop."
-            )
-        return unknown
 
     def train_dataloader(self) -> SpeechLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -158,6 +158,10 @@ def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, An
         console.print(
             f"validation  {len(data.validation_indices):,} utterances, {hours:.2f} h, {len(speakers)} speakers"
         )
+        if data.validation_unknown:
+            console.print(
+                f"            {data.validation_unknown:,} with unknown characters: scored, but without a loss"
+            )
     example = data.train[int(data.train_indices[0])].text or ""
     console.print(f"text        {example!r} → {pipeline.text(example)!r}", markup=False)
     labels = len(pipeline.tokenizer)

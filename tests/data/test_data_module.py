@@ -157,13 +157,12 @@ def test_nothing_left(tmp_path, manifest):
 
 
 def test_unknown_characters_of_the_validation_set(corpus, tmp_path, manifest):
-    """They are an error before the training begins, not after its first epoch; `drop` scores such utterances still."""
+    """They are counted; such an utterance is scored like all, but has no loss."""
     row = {"audio_filepath": "0.wav", "duration": 0.2, "text": "aβ"}
     validation = str(manifest(tmp_path / "v.jsonl", row, row | {"text": "ab", "id": "b"}))
-    with pytest.raises(DataError, match=r"'0' has no label for 'β'"):
-        make(corpus[0], validation=validation).prepare(FIT, 1)
-    data = make(corpus[0], validation=validation, unknown="drop")
+    data = make(corpus[0], validation=validation)
     data.prepare(FIT, 1)
+    assert data.validation_unknown == 1
     lengths = {int(k): int(n) for b in data.val_dataloader() for k, n in zip(b.indices, b.label_lengths, strict=True)}
     assert lengths == {0: 0, 1: 2}
 

@@ -80,7 +80,7 @@ def test_resumes_from_its_state(make, corpus, workers, ranks):
     resumed.load_state_dict(loader.state_dict())
     resumed.sampler.set_epoch(0)
     tail = list(resumed)
-    assert len(expected) > 3 and equal(expected, head + tail)
+    assert tail and equal(expected, head + tail)
 
 
 def test_resume_reads_no_past_audio(make, corpus):
