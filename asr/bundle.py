@@ -112,7 +112,12 @@ def _load_folder(folder: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
     return _assemble(config, folder / "tokenizer", weights, decoder, folder)
 
 
-def _load_ckpt(path: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a run's `.ckpt`, on the CPU.
+
+    Raises:
+        CheckpointError: it is damaged, holds code, or is not of this toolkit.
+    """
     import torch
 
     try:
@@ -121,14 +126,24 @@ def _load_ckpt(path: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({error}).") from None
     if not isinstance(state, dict) or not isinstance(state.get("recognizer"), dict):
         raise CheckpointError(f"{path}: not a checkpoint of this toolkit (it describes no recognizer).")
-    recognizer, weights = state["recognizer"], state.get("state_dict", {})
-    if not {"config", "tokenizer"} <= set(recognizer):
+    if not {"config", "tokenizer"} <= set(state["recognizer"]):
         raise CheckpointError(f"{path}: damaged: its recognizer lacks a config or a tokenizer.")
-    weights = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+    return state
+
+
+def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The acoustic model's weights in the content of a `.ckpt`."""
+    weights = checkpoint.get("state_dict", {})
+    return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+
+
+def _load_ckpt(path: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
+    state = read_checkpoint(path)
+    recognizer = state["recognizer"]
     with tempfile.TemporaryDirectory() as folder:
         for name, content in recognizer["tokenizer"].items():
             (Path(folder) / Path(name).name).write_bytes(content)
-        return _assemble(recognizer["config"], Path(folder), weights, decoder, path)
+        return _assemble(recognizer["config"], Path(folder), model_weights(state), decoder, path)
 
 
 def describe(pipeline: Pipeline, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,9 @@ FLAGS_WITH_VALUE = (
     "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c",
     "--experimental-rerun",
 )  # fmt: skip
+NULLABLE = {"threads": int | None, "max_steps": int | None, "channel": int | None}
+"""The types of keys whose default is null."""
+LEAST = {"epochs": 1, "max_steps": 1, "threads": 1, "channel": 0, "utterances": 1, "blocks": 1, "steps": 1, "rounds": 1}
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
 
@@ -59,9 +62,7 @@ def run(command: str, arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         if command == "plugins":
-            from asr.commands import list_plugins
-
-            list_plugins()
+            _run_plugins(arguments)
         else:
             _run_hydra(command, arguments)
     except AsrError as error:
@@ -69,6 +70,18 @@ def run(command: str, arguments: list[str] | None = None) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _run_plugins(arguments: list[str]) -> None:
+    usage = f"usage: asr plugins\n{COMMANDS['plugins']}; it takes no options."
+    if "-h" in arguments or "--help" in arguments:
+        print(usage)
+    elif arguments:
+        raise ConfigError(f"'{arguments[0]}': plugins takes no options.\n{usage}")
+    else:
+        from asr.commands import list_plugins
+
+        list_plugins()
 
 
 def _run_hydra(command: str, arguments: list[str]) -> None:
@@ -125,8 +138,10 @@ def _plain(config: Any, command: str, options: list[str]) -> dict[str, Any]:
     unchosen = [str(group) for group, choice in hydra_config.runtime.choices.items() if choice is None]
     defaults = {str(key): value for key, value in compose(command).items_ex(resolve=False)}
     for key, value in defaults.items():
-        if type(value) in (int, float, bool) and key in plain:
-            plugins.check_type(plain[key], type(value), key)
+        if key in plain and (key in NULLABLE or type(value) in (int, float, bool)):
+            plugins.check_type(plain[key], NULLABLE.get(key, type(value)), key)
+        if key in LEAST and plain.get(key) is not None and plain[key] < LEAST[key]:
+            raise ConfigError(f"{key}={plain[key]}: must be {LEAST[key]} or more.")
     # logger=[] leaves no key behind
     return {key: None for key in (*unchosen, *defaults) if not key.startswith("hydra")} | plain
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from asr import plugins
+from asr.data.audio import AUDIO_SUFFIXES
 from asr.errors import AsrError, ConfigError
-
-AUDIO = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au"}
 
 
 def train(config: dict[str, Any]) -> None:
@@ -32,12 +34,12 @@ def prepare(config: dict[str, Any]) -> None:
     """Turn a corpus into manifests, and print what was kept and dropped."""
     if config["corpus"] is None:
         raise ConfigError(f"corpus: which one? corpus={'|'.join(plugins.config_names('corpus'))}")
-    console = Console()
+    console = _console()
     corpus = plugins.instantiate(config["corpus"], "corpus")
     report = corpus.prepare(Path(config["out"]))
     console.print(report.table())
     for path in report.manifests.values():
-        console.print(str(path), soft_wrap=True)
+        console.print(str(path), soft_wrap=True, markup=False)
     text = plugins.instantiate(config["text"], "text")
     from asr.data.manifest import read_manifest
 
@@ -55,21 +57,61 @@ def evaluate(config: dict[str, Any]) -> None:
 
     manifest = Path(config["manifest"])
     checkpoint = Path(config["checkpoint"])
-    out = Path(config["out"]) if config["out"] else _beside(checkpoint) / "evaluation" / manifest.stem
+    out = Path(config["out"]) if config["out"] else results_folder(checkpoint, manifest, config["decoder"])
     other = read_results(config["compare"]) if config["compare"] else None
     recognizer = load(checkpoint, config["device"], config["decoder"], config["batch_seconds"], config["channel"])
     check_folder(out, config["overwrite"] or not config["out"])
     results, seconds = evaluate_manifest(recognizer, manifest)
     groups = [config["group_by"]] if isinstance(config["group_by"], str) else config["group_by"] or ()
     evaluation = summarize(results, groups, seconds, other, str(config["compare"]))
-    print_evaluation(evaluation, Console())
-    summary = {"command": " ".join(sys.argv), "manifest": str(manifest), "checkpoint": str(checkpoint)}
+    print_evaluation(evaluation, _console())
+    summary = {
+        "command": shlex.join(sys.argv),
+        "manifest": str(manifest.resolve()),
+        "checkpoint": str(checkpoint.resolve()),
+        "decoder": config["decoder"],
+    }
     write_results(out, results, evaluation.as_dict() | summary, overwrite=True)
     print(f"results: {out}")
 
 
-def _beside(checkpoint: Path) -> Path:
-    return checkpoint if checkpoint.is_dir() else checkpoint.parent
+def results_folder(checkpoint: Path, manifest: Path, decoder: dict[str, Any] | None = None) -> Path:
+    """Where an evaluation's results go when no `out` is given: to the run, and never over another evaluation's.
+
+    Returns:
+        `RUN/evaluation/<manifest>`, for a bundle outside a run `evaluation/<bundle>/<manifest>` below the current
+        directory; with `-2`, `-3`, … where other results lie there: of another manifest, checkpoint or decoder.
+    """
+    from asr.evaluation.files import FILES, SUMMARY
+
+    path = checkpoint.resolve()
+    above = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path.parent
+    in_run = not _is_bundle(above) and ((above / "config.yaml").is_file() or (above / "checkpoints").is_dir())
+    run = path if path.is_dir() and not _is_bundle(path) else above if in_run else None
+    folder = run / "evaluation" if run else Path("evaluation", path.name if path.is_dir() else path.stem)
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+    def is_ours(out: Path) -> bool:
+        try:
+            summary = json.loads((out / SUMMARY).read_text("utf-8"))
+            # a training's own evaluation names no checkpoint: it is of the run's bundle
+            evaluated = Path(summary.get("checkpoint", run or ""))
+            same = Path(summary["manifest"]).resolve() == manifest.resolve() and summary.get("decoder") == decoder
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        return same and _bundle_of(evaluated.resolve()) == _bundle_of(path)
+
+    candidates = (folder / (f"{manifest.stem}-{k}" if k > 1 else manifest.stem) for k in count(1))
+    return next(out for out in candidates if is_ours(out) or not any((out / file).exists() for file in FILES))
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / "model.safetensors").is_file()
+
+
+def _bundle_of(checkpoint: Path) -> Path:
+    """The bundle that a run's folder stands for."""
+    return checkpoint / "bundle" if _is_bundle(checkpoint / "bundle") else checkpoint
 
 
 def transcribe(config: dict[str, Any], files: list[str] | None = None) -> None:
@@ -82,13 +124,18 @@ def transcribe(config: dict[str, Any], files: list[str] | None = None) -> None:
     from asr.writers import writer
 
     write = writer(config["format"])
+    found = {path: list(find_audio([path])) for path in files}
+    utterances = [Utterance(audio) for path in files for audio in found[path]]
+    empty = [path for path in files if not found[path]]
+    looked_for = f"(looked for {', '.join(sorted(AUDIO_SUFFIXES))})"
+    if not utterances:
+        raise ConfigError(f"No audio files in {', '.join(files)} {looked_for}.")
+    for path in empty:
+        print(f"error: {path}: the folder holds no audio files {looked_for}.", file=sys.stderr)
+    failed = len(empty)
     recognizer = load(
         config["checkpoint"], config["device"], config["decoder"], config["batch_seconds"], config["channel"]
     )
-    utterances = [Utterance(path) for path in find_audio(files)]
-    if not utterances:
-        raise ConfigError(f"No audio files in {', '.join(files)} (looked for {', '.join(sorted(AUDIO))}).")
-    failed = 0
     waiting: dict[int, Any] = {}
     following = 0
     for index, result in recognizer.transcribe_each(utterances):
@@ -102,7 +149,8 @@ def transcribe(config: dict[str, Any], files: list[str] | None = None) -> None:
             else:
                 print(write(result), flush=True)
     if failed:
-        print(f"error: {failed} of {len(utterances)} files could not be transcribed.", file=sys.stderr)
+        what = f"{len(utterances) + len(empty)} files{' and folders' if empty else ''}"
+        print(f"error: {failed} of {what} could not be transcribed.", file=sys.stderr)
         raise SystemExit(1)
 
 
@@ -111,7 +159,7 @@ def find_audio(paths: list[str]) -> Iterator[str]:
     for path in paths:
         if os.path.isdir(path):
             found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-            yield from sorted(name for name in found if os.path.splitext(name)[1].lower() in AUDIO)
+            yield from sorted(name for name in found if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES)
         else:
             yield path
 
@@ -127,13 +175,17 @@ def list_plugins() -> None:
     """Print every component with its provider and class, and what is wrong with any."""
     from rich.table import Table
 
-    console = Console()
+    console = _console()
     table = Table("group", "name", "from", "class", "", box=None, pad_edge=False)
     for c in plugins.components((*plugins.COMPONENT_GROUPS, "experiment")):
         table.add_row(c.group, c.name, c.provider, c.target, c.problem)
     console.print(table)
     for problem in plugins.problems():
         console.print(f"problem: {problem}", markup=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    return Console(markup=False, emoji=False)  # names of files and plugins are printed as they are
 
 
 def _set_threads(threads: int | None) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
@@ -188,9 +190,19 @@ def _check_options(constructor: Callable, config: Mapping, arguments: Mapping, k
 
 
 def check_type(value: Any, annotation: Any, key: str) -> None:
-    """Raise a ConfigError if a value is not of the scalar type that is wanted; other annotations are not looked at."""
+    """Raise a ConfigError if a value is none of the scalar types, or `None`, that an annotation names.
+
+    Annotations that name anything else are not looked at.
+    """
     kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
-    kind = getattr(annotation, "__name__", str(annotation))
-    wrong = kind in kinds and (not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool)))
-    if wrong:
+    if isinstance(annotation, str):
+        names = [name.strip() for name in re.sub(r"^(?:typing\.)?Optional\[(.*)\]$", r"\1|None", annotation).split("|")]
+    else:
+        union = get_origin(annotation) in (Union, UnionType)
+        names = [getattr(part, "__name__", str(part)) for part in (get_args(annotation) if union else [annotation])]
+    wanted = [name for name in names if name not in ("None", "NoneType")]
+    if not set(wanted) <= set(kinds) or (value is None and wanted != names):
+        return
+    if not any(isinstance(value, kinds[name]) and (name == "bool" or type(value) is not bool) for name in wanted):
+        kind = " or ".join(wanted if wanted == names else [*wanted, "null"])
         raise ConfigError(f"{key}={value}: must be of type {kind}, found {type(value).__name__}.")

@@ -49,7 +49,7 @@ class Batch:
     label_lengths: torch.Tensor
     """(B,) int64."""
     indices: torch.Tensor
-    """(B,) int64: the utterances' line numbers, from 0, in their manifest."""
+    """(B,) int64: the utterances' numbers in the data set."""
     step_utterances: int = 0
     """Utterances of the whole optimizer step: all ranks and accumulated batches."""
 

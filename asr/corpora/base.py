@@ -31,7 +31,6 @@ Splits = Mapping[str, Iterable[Utterance | Dropped]]
 REPORT, DROPPED = "report.json", "dropped.jsonl"
 TRANSPORT_OPTIONS = ("download", "base_url", "checksum", "checksums")
 """Options that say how a corpus gets onto the disk, not what is in its manifests."""
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au", ".w64", ".m4a")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import soundfile
     import torch
 
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au", ".w64", ".m4a")
+"""What is taken for audio in a folder, in lower case."""
+
 
 def audio_duration(path: str | Path) -> float:
     """Seconds of audio that the file's header promises.

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import lightning as L
@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from asr.data.audio import audio_duration
+from asr.data.index import ManifestIndex
 from asr.data.loader import Manifests, SpeechDataset, SpeechLoader
+from asr.data.manifest import write_manifest
 from asr.data.sampler import BucketSampler
 from asr.errors import ConfigError, DataError
 from asr.types import Batch, Utterance
@@ -107,7 +109,8 @@ class SpeechData(L.LightningDataModule):
         self.channel, self.seed = channel, seed
         self.workers = min(8, max(1, _cores() - 1)) if workers is None else workers
         self.train = Manifests(paths)
-        self.test_paths = _paths(test)
+        self.tests = named_manifests(_paths(test))
+        """The test manifests by the name that their results go under."""
         self.train_indices = np.arange(len(self.train))
         self.validation: Sequence[Utterance] | None = None
         self.validation_indices = np.zeros(0, np.int64)
@@ -138,8 +141,7 @@ class SpeechData(L.LightningDataModule):
         self.train_seconds = _with_durations(self.train, self.train_indices)
         if self.validation is not None:
             self.validation_seconds = _with_durations(self.validation, self.validation_indices)
-            texts = (self.validation[int(index)].text or "" for index in self.validation_indices)
-            self.validation_unknown = sum(bool(fit.unknown(text)) for text in texts)
+            self._check_validation()
         frames = fit.frames(self.train_seconds)
         keep = np.ones(len(self.train_indices), bool)
         for k, index in enumerate(self.train_indices):
@@ -150,6 +152,21 @@ class SpeechData(L.LightningDataModule):
         self.train_indices, self.train_seconds = self.train_indices[keep], self.train_seconds[keep]
         if not len(self.train_indices):
             raise DataError(f"No utterance is left to train on: {self.dropped.summary() or 'the manifest has none'}.")
+
+    def _check_validation(self) -> None:
+        """Leave out, counted, what has no transcript to score against; count what can have no loss."""
+        assert self.validation is not None and self.fit is not None
+        keep = np.ones(len(self.validation_indices), bool)
+        for k, index in enumerate(self.validation_indices):
+            utterance = self.validation[int(index)]
+            if not (utterance.text or "").strip():
+                keep[k] = False
+                self.dropped.add(utterance, "without transcript, of the validation set", self.validation_seconds[k])
+            elif self.fit.unknown(utterance.text or ""):
+                self.validation_unknown += 1
+        self.validation_indices, self.validation_seconds = self.validation_indices[keep], self.validation_seconds[keep]
+        if not len(self.validation_indices):
+            raise DataError("No utterance of the validation set has a transcript. Give another data.validation.")
 
     def _fault(self, utterance: Utterance, seconds: float, frames: int) -> tuple[str, str]:
         assert self.fit is not None
@@ -224,14 +241,35 @@ class SpeechData(L.LightningDataModule):
 
     def write_reports(self, out: Path) -> None:
         """Write the dropped utterances and the held-out ones, so that both can be looked at and scored again."""
-        from asr.data.manifest import write_manifest
-
         if self.dropped.rows:
             rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.dropped.rows)
             (out / "dropped.jsonl").write_text(rows, encoding="utf-8")
         if self.validation is not None:
-            manifest = self.validation
-            write_manifest(out / "validation.jsonl", (manifest[int(k)] for k in self.validation_indices))
+            found = [self.validation[int(k)] for k in self.validation_indices]
+            repeated = {name for name, count in Counter(u.id for u in found).items() if count > 1}
+            # ids are unique within each manifest only
+            unique = (replace(u, id=f"{k}:{u.id}") if u.id in repeated else u for k, u in enumerate(found))
+            write_manifest(out / "validation.jsonl", unique)
+
+
+def named_manifests(paths: Sequence[str]) -> dict[str, str]:
+    """Manifests to be scored, by their stems; with their folders' names where stems are the same.
+
+    Raises:
+        DataError: one is missing, broken, or has an utterance without a transcript.
+    """
+    named: dict[str, str] = {}
+    for path in paths:
+        for utterance in ManifestIndex(path):
+            if utterance.text is None:
+                raise DataError(f"{path}: utterance '{utterance.id}' has no 'text' to score against.")
+        name = Path(path).stem
+        if name in named or name == "validation":
+            name = f"{Path(path).absolute().parent.name}-{name}"
+        if name in named:
+            raise ConfigError(f"data.test: {path} is named twice, or its name is another's. Rename it.")
+        named[name] = str(path)
+    return named
 
 
 def held_out(utterances: Sequence[Utterance], share: float, fold: int = 0, seed: int = 0) -> np.ndarray:

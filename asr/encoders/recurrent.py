@@ -52,7 +52,7 @@ class Blstm(nn.Module):
         self,
         input_dim: int,
         layers: int = 3,
-        width: int = 320,
+        width: int = 256,
         projection: int = 0,
         bidirectional: bool = True,
         subsampling: str = "conv",
@@ -82,7 +82,7 @@ class Blstm(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor, tap: Tap | None = None) -> tuple[Tensor, Tensor]:
         x, lengths = self.subsampling(features, lengths)
-        run = self._run_packed if x.is_cuda or not self._has_plain_kernel() else self._run_plain
+        run = self._run_packed if x.device.type != "cpu" or not self._has_plain_kernel() else self._run_plain
         return run(x, lengths, tap), lengths
 
     def _run_packed(self, x: Tensor, lengths: Tensor, tap: Tap | None) -> Tensor:
@@ -140,7 +140,7 @@ class Gru(Blstm):
         self,
         input_dim: int,
         layers: int = 3,
-        width: int = 320,
+        width: int = 256,
         bidirectional: bool = True,
         subsampling: str = "conv",
         stride: int = 4,

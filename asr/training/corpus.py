@@ -13,7 +13,7 @@ from rich.console import Console
 from asr.corpora.base import Report
 from asr.errors import ConfigError, DataError
 from asr.plugins import instantiate
-from asr.training.folder import is_main_process
+from asr.training.folder import is_main_process, run_id
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 """How the names of a corpus' splits begin, by the key of `data` that they go to."""
@@ -39,6 +39,9 @@ def prepare_manifests(config: Mapping[str, Any], console: Console) -> dict[str, 
         found = [str(path) for split, path in manifests.items() if split.startswith(beginnings)]
         if data[key] is None and found:
             data[key] = found
+    unused = [split for split in manifests if not split.startswith(sum(SPLITS.values(), ()))]
+    if unused:
+        console.print(f"not used    {', '.join(unused)}: name them by data.train, data.validation or data.test")
     if data["train"] is None:
         raise DataError(f"The corpus has no split to train on, only {', '.join(manifests)}. Name one: data.train=FILE.")
     return data
@@ -50,8 +53,14 @@ def _prepare(config: Mapping[str, Any], out: Path, console: Console) -> Report:
     report = _current(out)
     corpus = instantiate(config["corpus"], "corpus")
     if report is None or (hasattr(corpus, "arguments") and report.corpus != corpus.arguments()):
-        console.print(f"preparing   {config['corpus']['_target_']} → {out}")
-        report = corpus.prepare(out)
+        console.print(f"preparing   {config['corpus']['_target_']} → {out}", markup=False)
+        failed = _failure_mark(out)
+        try:
+            report = corpus.prepare(out)
+        except BaseException:
+            failed.parent.mkdir(parents=True, exist_ok=True)
+            failed.touch()  # or the other ranks wait for ever
+            raise
         console.print(report.table())
     return report
 
@@ -63,9 +72,15 @@ def _current(out: Path) -> Report | None:
     return report if all(path.is_file() for path in report.manifests.values()) else None
 
 
+def _failure_mark(out: Path) -> Path:
+    return out.parent / f".{out.name}.{run_id()}.failed"
+
+
 def _wait_for(out: Path) -> Report:
     """On the other ranks: the report, as soon as rank 0 has written it."""
     while True:
+        if _failure_mark(out).exists():
+            raise DataError(f"{out}: the corpus could not be prepared; rank 0 says why.")
         try:
             if (report := _current(out)) is not None:
                 return report

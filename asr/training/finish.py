@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
-from asr.bundle import load_pipeline, pipeline_config, save_bundle
+from asr.bundle import model_weights, pipeline_config, read_checkpoint, save_bundle
 from asr.data.index import ManifestIndex
 from asr.data.module import SpeechData
 from asr.evaluation.decode import evaluate_manifest
@@ -32,13 +33,13 @@ def finish(
 ) -> None:
     """Save the bundle (the best weights, or the last where nothing was validated), score it, say what comes next."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val_wer" and callback.best_model_path:
-            pipeline.model.load_state_dict(load_pipeline(callback.best_model_path).model.state_dict())
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == config["monitor"] and callback.best_model_path:
+            pipeline.model.load_state_dict(model_weights(read_checkpoint(Path(callback.best_model_path))))
     bundle = run / "bundle"
     save_bundle(bundle, pipeline, pipeline_config(config), "")
     lines = []
     scored = {"validation": str(run / "validation.jsonl")} if data.validation is not None else {}
-    scored |= {Path(path).stem: path for path in data.test_paths}
+    scored |= data.tests
     for name, manifest in scored.items():
         evaluation = score(bundle, manifest, run / "evaluation" / name, config)
         console.print(f"\n{name}  {manifest}", markup=False, soft_wrap=True)
@@ -53,7 +54,7 @@ def score(bundle: Path, manifest: str | Path, out: Path, config: Mapping[str, An
     """Evaluate a bundle on a manifest, and write the results to `out`."""
     results, seconds = evaluate_manifest(load(bundle, channel=config["data"]["channel"]), manifest)
     evaluation = summarize(results, seconds=seconds)
-    summary = evaluation.as_dict() | {"manifest": str(manifest), "command": " ".join(sys.argv)}
+    summary = evaluation.as_dict() | {"manifest": str(manifest), "command": shlex.join(sys.argv)}
     write_results(out, results, summary, overwrite=True)
     return evaluation
 
@@ -73,7 +74,7 @@ def card(config: Mapping[str, Any], data: SpeechData, scores: list[str], seconds
             "",
             *scores,
             "",
-            f"Command: `{' '.join(sys.argv)}`",
+            f"Command: `{shlex.join(sys.argv)}`",
             "",
             'Use: `scripts/transcribe.py checkpoint=FOLDER a.wav`, or `asr.load("FOLDER").transcribe("a.wav")`.',
             "",
@@ -83,19 +84,21 @@ def card(config: Mapping[str, Any], data: SpeechData, scores: list[str], seconds
 
 def _show_next(bundle: Path, manifest: str | None, transcribe: bool, console: Console) -> None:
     command = "python scripts/{}.py" if sys.argv[0].endswith(".py") else "asr {}"
+    lines = []
     if manifest is not None:
         utterance = ManifestIndex(manifest)[0]
         if transcribe:
             recognizer = load(bundle)
-            console.print(f"\nfile        {utterance.audio_filepath}", soft_wrap=True)
-            console.print(f"reference   {recognizer.pipeline.text(utterance.text or '')}")
+            console.print(f"\nfile        {utterance.audio_filepath}", soft_wrap=True, markup=False)
+            console.print(f"reference   {recognizer.pipeline.text(utterance.text or '')}", markup=False)
             for _, transcript in recognizer.transcribe_each([utterance]):
-                console.print(f"transcript  {getattr(transcript, 'text', transcript)}")
-        console.print("\nnext:", style="bold")
-        console.print(f"  {command.format('evaluate')} checkpoint={bundle} manifest={manifest}", soft_wrap=True)
-        console.print(
-            f"  {command.format('transcribe')} checkpoint={bundle} {utterance.audio_filepath}", soft_wrap=True
-        )
-    console.print(
-        f"  {command.format('train')} data.train=YOUR.jsonl name=mine   (README: Your own data)", soft_wrap=True
-    )
+                console.print(f"transcript  {getattr(transcript, 'text', transcript)}", markup=False)
+        checkpoint, audio = shlex.quote(f"checkpoint={bundle}"), shlex.quote(utterance.audio_filepath)
+        lines = [
+            f"{command.format('evaluate')} {checkpoint} {shlex.quote(f'manifest={manifest}')}",
+            f"{command.format('transcribe')} {checkpoint} {audio}",
+        ]
+    lines.append(f"{command.format('train')} data.train=YOUR.jsonl name=mine   (README: Your own data)")
+    console.print("\nnext:")
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)

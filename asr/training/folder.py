@@ -34,7 +34,7 @@ def run_id() -> str:
 
 def is_main_process() -> bool:
     """Whether this process is rank 0, or the only one."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the processes that Lightning starts have a LOCAL_RANK
     ranks = [os.environ[name] for name in names if os.environ.get(name)]
     return not ranks or ranks[0] == "0"
 
@@ -56,18 +56,16 @@ class RunFolder:
         Raises:
             ConfigError: the folder holds a run and nothing said to resume, or `resume` names no file.
         """
-        if self.resume == "never":
-            if is_main_process() and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise ConfigError(
-                    f"out={self.path}: the folder is not empty. Go on with resume=auto, or take another out=."
-                )
-            return None
         if self.resume == "auto":
             found = list((self.path / "checkpoints").glob("*.ckpt"))
             return max(found, key=lambda path: path.stat().st_mtime) if found else None
-        path = Path(self.resume)
-        if not path.is_file():
+        path = None if self.resume == "never" else Path(self.resume)
+        if path is not None and not path.is_file():
             raise ConfigError(f"resume={self.resume}: no such checkpoint. Say never, auto, or the path of a .ckpt.")
+        ours = path is not None and path.resolve().is_relative_to(self.path.resolve())
+        taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if is_main_process() and taken and not ours:
+            raise ConfigError(f"out={self.path}: is not empty. Go on with resume=auto, or take another out=.")
         return path
 
     def create(self, config: Mapping[str, Any]) -> None:

@@ -32,6 +32,8 @@ class SpeechRecognition(L.LightningModule):
         micro_batches_per_step: ranks times accumulated batches.
         references: the utterances that validation batches number, for their transcripts.
         seed: of augmentation and dropout.
+        monitor: the validation figure that a plateau schedule watches.
+        describe: gives what a checkpoint holds besides the weights, to be loaded without the run's folder.
         examples: how many references to print against their hypotheses at each validation.
     """
 
@@ -45,6 +47,8 @@ class SpeechRecognition(L.LightningModule):
         micro_batches_per_step: int = 1,
         references: Sequence[Utterance] | None = None,
         seed: int = 0,
+        monitor: str = "val_wer",
+        describe: Callable[[], dict[str, Any]] | None = None,
         examples: int = 3,
     ):
         super().__init__()
@@ -52,12 +56,11 @@ class SpeechRecognition(L.LightningModule):
         self.optimizer_config, self.schedule_config, self.steps = optimizer, schedule, steps
         self.micro_batches_per_step, self.references = micro_batches_per_step, references
         self.seed, self.examples = seed, examples
+        self.monitor, self.describe = monitor, describe
         stages = build_augmentations(augment)
         self.waveform_augment = nn.ModuleList(stage for stage in stages if stage.domain == "waveform")
         self.feature_augment = nn.ModuleList(stage for stage in stages if stage.domain == "features")
         self.ctc = nn.CTCLoss(reduction="none", zero_infinity=True)
-        self.describe: Callable[[], dict[str, Any]] | None = None
-        """Set by the run: what a checkpoint holds besides the weights, to be loaded without the run's folder."""
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.model(waveforms, lengths)
@@ -80,7 +83,8 @@ class SpeechRecognition(L.LightningModule):
         """(B,) CTC losses of augmented utterances."""
         seeds = utterance_seeds(self.seed, self.current_epoch, batch.indices)
         waveforms, lengths = batch.waveforms, batch.lengths
-        with torch.no_grad():
+        # no autocast: half precision would alter the samples, and which ones would depend on the batch
+        with torch.no_grad(), torch.autocast(waveforms.device.type, enabled=False):
             for augment in self.waveform_augment:
                 waveforms, lengths = augment(waveforms, lengths, seeds)
             features, lengths = self.model.features(waveforms, lengths)
@@ -154,7 +158,8 @@ class SpeechRecognition(L.LightningModule):
         schedule = instantiate(self.schedule_config, "schedule", optimizer=optimizer, steps=self.steps)
         scheduler: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            scheduler |= {"interval": "epoch", "monitor": "val_wer", "strict": True}
+            every = self.trainer.check_val_every_n_epoch or 1
+            scheduler |= {"interval": "epoch", "frequency": every, "monitor": self.monitor, "strict": True}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

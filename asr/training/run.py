@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 import warnings
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from asr.bundle import describe, load_pipeline
+from asr.bundle import check_config, describe, load_pipeline, pipeline_config, read_checkpoint
 from asr.data.module import TOO_SHORT, Fit, SpeechData
 from asr.errors import CheckpointError, ConfigError
 from asr.pipeline import Pipeline, build
@@ -47,25 +48,32 @@ def train(config: Mapping[str, Any]) -> None:
     L.seed_everything(config["seed"], verbose=False)
     run = RunFolder(Path(config["out"]), config["resume"])
     checkpoint = run.checkpoint()
+    if config["resume"] == "auto" and checkpoint is None:
+        console.print(f"resume=auto there is no checkpoint in {run.path} yet: starting", markup=False)
+    if checkpoint is not None:
+        console.print(f"resuming    from {checkpoint}", markup=False)
     trainer, module, data = set_up(config, with_statistics=checkpoint is None)
     if is_main_process():  # only now: what cannot start leaves no folder behind
         run.create(config)
         data.write_reports(run.path)
     pipeline = module.pipeline
-    module.describe = lambda: describe(pipeline, config)
     started = time.monotonic()
     if checkpoint is not None:
-        console.print(f"resuming from {checkpoint}")
-        _check_vocabulary(checkpoint, pipeline)
+        check_resumable(checkpoint, module, config)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        trainer.save_checkpoint(run.path / "checkpoints" / "last.ckpt")  # so that there is always one, and the last
+    except SystemExit:
+        if trainer.interrupted:
+            raise SystemExit(f"interrupted; go on from the last checkpoint with resume=auto out={run.path}") from None
+        raise
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
         raise CheckpointError(
             f"{run.path}: cannot be written ({error.strerror or error}). "
             f"Make room, then go on with resume=auto out={run.path}"
         ) from error
-    if trainer.interrupted:
-        raise SystemExit(f"interrupted; go on with resume=auto out={run.path}")
     if trainer.is_global_zero:
         finish(config, run.path, trainer, pipeline, data, time.monotonic() - started, console)
 
@@ -79,6 +87,7 @@ def set_up(config: Mapping[str, Any], with_statistics: bool = True) -> tuple[L.T
     """
     data = instantiate(prepare_manifests(config, console), "data")
     pipeline = build(config, texts=data.texts())
+    check_config(pipeline_config(config), Path("the config"))  # now, not when the trained bundle cannot be loaded
     trainer = build_trainer(config, has_validation=data.validation is not None)
     # the product of ranks and accumulated batches makes a step: known before the sampler is made
     micro_batches = trainer.world_size * trainer.accumulate_grad_batches
@@ -96,6 +105,8 @@ def set_up(config: Mapping[str, Any], with_statistics: bool = True) -> tuple[L.T
         micro_batches_per_step=micro_batches,
         references=data.validation,
         seed=config["seed"],
+        monitor=config["monitor"],
+        describe=lambda: describe(pipeline, config),
         examples=config["examples"],
     )
     return trainer, module, data
@@ -106,6 +117,11 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool) -> L.Trainer:
     for ours, theirs in (("epochs", "max_epochs"), ("max_steps", "max_steps")):
         if theirs in config["trainer"]:
             raise ConfigError(f"trainer.{theirs}: say {ours}=… instead; the schedule needs to know it, too.")
+    for name, callback in (config["callbacks"] or {}).items():
+        if not has_validation and "EarlyStopping" in callback["_target_"]:
+            raise ConfigError(f"callbacks.{name}: there is no validation to stop by. Give data.validation.")
+    if not has_validation and config["schedule"]["_target_"].endswith(".plateau"):
+        raise ConfigError("schedule=plateau: there is no validation to watch. Give data.validation, or take another.")
     callbacks = [
         instantiate(callback, f"callbacks.{name}")
         for name, callback in (config["callbacks"] or {}).items()
@@ -113,8 +129,11 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool) -> L.Trainer:
         and (config["logger"] or "LearningRateMonitor" not in callback["_target_"])
     ]
     loggers = [instantiate(logger, f"logger.{name}") for name, logger in (config["logger"] or {}).items()]
+    trainer = dict(config["trainer"])
+    if trainer.get("accelerator") == "auto":  # Lightning's own choice may be one that has no CTC, such as MPS
+        trainer["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     return instantiate(
-        config["trainer"],
+        trainer,
         "trainer",
         max_epochs=config["epochs"],
         max_steps=config["max_steps"] or -1,
@@ -153,11 +172,10 @@ def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, An
                 "            many are too short: lower encoder.stride, or take longer units, such as tokenizer=words"
             )
     if data.validation is not None:
-        speakers = {data.validation[int(k)].speaker for k in data.validation_indices}
+        speakers = {data.validation[int(k)].speaker for k in data.validation_indices} - {None}
         hours = data.validation_seconds.sum() / 3600
-        console.print(
-            f"validation  {len(data.validation_indices):,} utterances, {hours:.2f} h, {len(speakers)} speakers"
-        )
+        named = f"{len(speakers)} speakers" if speakers else "no speakers named: it may hold voices trained on"
+        console.print(f"validation  {len(data.validation_indices):,} utterances, {hours:.2f} h, {named}")
         if data.validation_unknown:
             console.print(
                 f"            {data.validation_unknown:,} with unknown characters: scored, but without a loss"
@@ -172,10 +190,31 @@ def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, An
     )
 
 
-def _check_vocabulary(checkpoint: Path, pipeline: Pipeline) -> None:
+def check_resumable(checkpoint: Path, module: SpeechRecognition, config: Mapping[str, Any]) -> None:
+    """Refuse to resume what the config no longer describes: other stages, labels, or length of the schedule.
+
+    Raises:
+        CheckpointError: with the keys that differ.
+    """
+    found = read_checkpoint(checkpoint)
+    old, new = _flat(found["recognizer"]["config"]), _flat(pipeline_config(config))
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not key.startswith("decoder")]
     labels = load_pipeline(checkpoint).tokenizer.labels
-    if labels != pipeline.tokenizer.labels:
+    if not changed and labels != module.pipeline.tokenizer.labels:
+        changed = [f"the tokenizer's labels ({len(labels)}, now {len(module.pipeline.tokenizer.labels)} or other ones)"]
+    steps = [schedule.get("total_steps") for schedule in found.get("lr_schedulers", ())]
+    if not changed and steps and steps[0] not in (None, module.steps + 1):
+        changed = [f"the steps of the schedule ({steps[0] - 1}, now {module.steps}: epochs, max_steps or the data)"]
+    if changed:
         raise CheckpointError(
-            f"{checkpoint}: has {len(labels)} labels, the training data now gives {len(pipeline.tokenizer.labels)}, "
-            "or other ones. Resume with the data and text options of the run, or start a new one in another out=."
+            f"{checkpoint}: cannot be resumed, because this has changed: {', '.join(changed)}. "
+            "Resume with the options of the run (its config.yaml), or start a new one in another out=."
         )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, as a user types them."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import asr
-from asr.errors import CheckpointError, ConfigError
+from asr.errors import CheckpointError, ConfigError, DataError
 from asr.training.module import SpeechRecognition
 
 from .conftest import SMALL
@@ -82,7 +83,7 @@ def test_the_sampler_does_not_read_past_audio_on_resume(train, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(SpeechRecognition, "on_train_batch_end", die)
         with pytest.raises(RuntimeError, match="killed"):
-            train("cut", *SHORT, "data.validation_speakers=0")
+            train("cut", *SHORT, "data.validation_speakers=0", "epochs=1")
     read = []
     from asr.data import loader
 
@@ -131,6 +132,87 @@ def test_an_existing_folder_is_left_alone(train, tmp_path):
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
 
 
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (["encoder.width=20"], r"encoder\.width"),
+        (["text.case=upper"], r"text\.case"),
+        (["epochs=4"], "steps of the schedule"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(train, options, named):
+    train("run", "epochs=1")
+    with pytest.raises(CheckpointError, match=named):
+        train("run", "epochs=1", "resume=auto", *options)
+
+
+def test_a_finished_run_has_nothing_left_to_resume(train):
+    run = train("run", *SHORT)
+    before = weights(run)
+    train("run", *SHORT, "resume=auto")
+    after = weights(run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (run / "run-1.json").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["schedule=plateau", "optimizer=sgd", "trainer.check_val_every_n_epoch=2"],
+        ["schedule=noam", "trainer.precision=bf16-mixed", "normalization=utterance"],
+        ["schedule=warmup_cosine", "encoder=gru", "featurizer=mfcc", "tokenizer=characters", "monitor=val_cer"],
+        ["schedule=constant", "callbacks=[checkpoints,early_stopping]", "featurizer=spectrogram", "max_steps=3"],
+    ],
+)
+def test_options_go_together(train, options):
+    run = train("run", "epochs=2", *options)
+    assert asr.load(run).pipeline.tokenizer.labels[0] == "<blank>"
+
+
+def test_many_manifests(train, tones, tmp_path):
+    """The same ids in several manifests, and test manifests of the same name, are kept apart."""
+    rows = [json.loads(line) for line in tones.open()]
+    for row in rows:
+        row["audio_filepath"] = str(tones.parent / row["audio_filepath"])
+        row["id"] = Path(row["audio_filepath"]).stem
+    paths = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        paths.append(tmp_path / name / "m.jsonl")
+        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+    both = f"[{paths[0]},{paths[1]}]"
+    run = train("run", "epochs=1", f"data.train={both}", f"data.validation={both}", f"data.test={both}")
+    summaries = {path.parent.name: json.loads(path.read_text()) for path in run.glob("evaluation/*/summary.json")}
+    assert {name: summary["utterances"] for name, summary in summaries.items()} == {"validation": 12, "m": 6, "b-m": 6}
+
+
+def test_what_cannot_be_scored_is_found_before_training(train, tmp_path):
+    for option in ("data.test", "data.validation"):
+        with pytest.raises(DataError, match="no such manifest"):
+            train("run", f"{option}={tmp_path / 'missing.jsonl'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_disk_full_on_checkpoint(train, monkeypatch, tmp_path):
+    """The message says what to do, and the earlier checkpoint still loads."""
+    from lightning.fabric.plugins.io import torch_io
+
+    save, calls = torch_io._atomic_save, []
+
+    def full(checkpoint, path):
+        calls.append(path)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(checkpoint, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_io, "_atomic_save", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device.*resume=auto"):
+            train("run", *SHORT)
+    train("run", *SHORT, "resume=auto")
+    assert difference(train("whole", *SHORT), tmp_path / "run") == 0
+
+
 def test_a_checkpoint_of_another_vocabulary_is_refused(train, tones, tmp_path):
     train("run", "epochs=1")
     other = tmp_path / "other.jsonl"
@@ -139,7 +221,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(train, tones, tmp_path):
         row |= {"text": row["text"].replace("high", "top"), "audio_filepath": str(tones.parent / row["audio_filepath"])}
     other.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(CheckpointError, match="labels"):
-        train("run", "epochs=2", "resume=auto", f"data.train={other}")
+        train("run", "epochs=1", "resume=auto", f"data.train={other}")
 
 
 def test_all_speakers_are_trained_on_without_validation(train):
