@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -14,7 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from asr import plugins
 from asr.cli import _register_resolvers, main, quote, run, split_arguments
-from asr.errors import ConfigError
+from asr.commands import results_folder
+from asr.errors import AudioError, ConfigError
 
 NAMES = [
     "语音/a=b, (1).wav", "epoch=3-step=9.ckpt", "a,b.ckpt", "#1 & co.jsonl", "(a)", "[1].wav", "[a", "{a}", " a b ",
@@ -138,6 +140,51 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "usage", "choices"),
+    [
+        ("train", "usage: asr train +experiment=NAME", "optimizer: adamw, sgd"),
+        ("evaluate", "usage: asr evaluate checkpoint=RUN manifest=FILE.jsonl", "decoder: to use instead"),
+        (
+            "transcribe",
+            "usage: asr transcribe checkpoint=RUN [key=value …] FILE_OR_FOLDER …",
+            "decoder: to use instead",
+        ),
+        ("prepare", "usage: asr prepare corpus=NAME corpus.root=DIR out=DIR", "corpus: which one"),
+        ("benchmark", "usage: asr benchmark training|transcription", "encoder: blstm, gru"),
+    ],
+)
+def test_help_of_a_command(command: str, usage: str, choices: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(command, ["--help"])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert usage in out
+    assert choices in out
+    assert "threads: null" in out or command == "prepare"
+    assert ("optimizer" in out) == (command in ("train", "benchmark"))
+    assert "powered by Hydra" not in out
+
+
+def test_plugins(capsys: pytest.CaptureFixture, refused: Callable[..., str]) -> None:
+    run("plugins", ["--help"])
+    assert capsys.readouterr().out.startswith("usage: asr plugins\n")
+    assert "'xyz': plugins takes no options" in refused("plugins", "xyz")
+    run("plugins", [])
+    assert "asr.encoders.Blstm" in capsys.readouterr().out
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = plugins.Component("encoder", "[bold]a:smile:[/x]", "[red]", None, Path("x"))
+    monkeypatch.setattr(plugins, "components", lambda _groups: [odd])
+    monkeypatch.setattr(plugins, "problems", lambda: ["plugin '[/a]'"])
+    run("plugins", [])
+    out = capsys.readouterr().out
+    assert "[bold]a:smile:[/x]" in out
+    assert "[red]" in out
+    assert "problem: plugin '[/a]'" in out
+
+
+@pytest.mark.parametrize(
     ("command", "word", "says"),
     [
         ("train", "+experiment=dmo", ["experiment=dmo", "Did you mean demo?"]),
@@ -152,6 +199,13 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture) -> None:
         ("train", "trainer.max_time=3", ["trainer.max_time", "write +trainer.max_time=…"]),
         ("train", "trainer.max_epochs=3", ["trainer.max_epochs", "Say epochs=…"]),
         ("train", "epochs=abc", ["epochs=abc: must be of type int"]),
+        ("train", "epochs=0", ["epochs=0: must be 1 or more"]),
+        ("train", "threads=abc", ["threads=abc: must be of type int or null, found str"]),
+        ("train", "threads=-1", ["threads=-1: must be 1 or more"]),
+        ("train", "max_steps=1.5", ["max_steps=1.5: must be of type int or null, found float"]),
+        ("train", "data.channel=abc", ["data.channel=abc: must be of type int or null"]),
+        ("train", "data.workers=abc", ["data.workers=abc: must be of type int or null"]),
+        ("benchmark", "rounds=0", ["rounds=0: must be 1 or more"]),
         ("train", "optimizer.amsgrad=true", ["optimizer.amsgrad", "write +optimizer.amsgrad=…"]),
         ("train", "corpus.root=x", ["corpus.root", "add corpus=NAME", "an4"]),
         ("train", "语音=3", ["语音"]),
@@ -167,10 +221,42 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture) -> None:
 def test_what_does_not_exist_or_is_missing(
     command: str, word: str, says: list[str], refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    message = refused(command, word)
+    message = refused(command, word, *(["data.train=x"] if word.startswith("data.") else []))
     for words in says:
         assert words in message
     assert not any(tmp_path.iterdir())
+
+
+def test_options_of_components_that_may_be_null(refused: Callable[..., str]) -> None:
+    message = refused("prepare", "corpus=folder", "corpus.root=.", "out=x", "corpus.max_duration=abc")
+    assert "corpus.max_duration=abc: must be of type float or null" in message
+    for options in ("checkpoint=x channel=one manifest=y", "checkpoint=x channel=-1 manifest=y"):
+        assert "channel=" in refused("evaluate", *options.split())
+    with pytest.raises(ConfigError, match=r"featurizer\.high_hz=abc: must be of type float or null"):
+        plugins.instantiate({"_target_": "asr.featurizers.LogMel", "high_hz": "abc"}, "featurizer")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad"),
+    [
+        ("int", [3], [None, True, 3.0, "3"]),
+        ("float", [3, 3.5], [None, True, "3"]),
+        ("int | None", [3, None], [True, 3.0, "3"]),
+        (int | None, [3, None], [False, "3"]),
+        (Optional[float], [3, 0.5, None], [False, "x"]),  # noqa: UP045
+        ("Optional[bool]", [True, None], [1, "x"]),
+        ("int | str", [3, "x"], [None, 0.5, True]),
+        ("str | Path | None", [3, None, "x"], []),  # no scalar types only: not looked at
+        ("list[int | None]", [3, None, "x"], []),
+        (Any, [3, None, "x"], []),
+    ],
+)
+def test_types_of_options(annotation: Any, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        plugins.check_type(value, annotation, "key")
+    for value in bad:
+        with pytest.raises(ConfigError, match=f"key={value}: must be of type"):
+            plugins.check_type(value, annotation, "key")
 
 
 def test_a_component_that_lacks_an_option_of_the_chosen_kind(refused: Callable[..., str]) -> None:
@@ -232,6 +318,90 @@ def test_a_checkpoint_that_is_none(refused: Callable[..., str], tmp_path: Path) 
     assert "config.yaml: not valid YAML" in refused("transcribe", "checkpoint=bundle", "a.wav")
     (bundle / "config.yaml").write_text("encoder: 3\n")
     assert "model.safetensors: cannot be read" in refused("transcribe", "checkpoint=bundle", "a.wav")
+
+
+@pytest.fixture
+def a_run(tmp_path: Path) -> Path:
+    """What lies in a run's folder, as far as the place of results depends on it."""
+    run = tmp_path / "runs" / "a"
+    for name in ("config.yaml", "bundle/config.yaml", "bundle/model.safetensors", "checkpoints/last.ckpt"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    return run
+
+
+def summarize(folder: Path, **summary: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
+
+
+def test_where_results_go(a_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Path("语音/test.v1.jsonl")
+    for checkpoint in ("runs/a", "runs/a/bundle", "runs/a/checkpoints/last.ckpt", a_run / "bundle"):
+        assert results_folder(Path(checkpoint), manifest) == Path("runs/a/evaluation/test.v1")
+    (tmp_path / "best").symlink_to(a_run / "bundle")
+    assert results_folder(Path("best"), manifest) == Path("runs/a/evaluation/test.v1")
+    (a_run / "bundle").rename(tmp_path / "bundle-1.0")
+    assert results_folder(Path("bundle-1.0"), manifest) == Path("evaluation/bundle-1.0/test.v1")
+    (a_run / "checkpoints" / "last.ckpt").rename(tmp_path / "bundle-1.0" / "x=1.ckpt")
+    assert results_folder(Path("bundle-1.0/x=1.ckpt"), manifest) == Path("evaluation/x=1/test.v1")
+    monkeypatch.chdir(tmp_path / "bundle-1.0")
+    assert results_folder(Path("."), manifest) == Path("evaluation/bundle-1.0/test.v1")
+    assert results_folder(Path("../runs/a"), manifest) == a_run / "evaluation" / "test.v1"
+
+
+def test_results_replace_only_those_of_the_same_evaluation(a_run: Path, tmp_path: Path) -> None:
+    manifest, bundle, ckpt = tmp_path / "test.jsonl", a_run / "bundle", a_run / "checkpoints" / "last.ckpt"
+    first = Path("runs/a/evaluation/test")
+    summarize(first, manifest="test.jsonl")  # as a training writes it, of its bundle
+    for checkpoint in (a_run, bundle):
+        assert results_folder(checkpoint, manifest) == first
+    assert results_folder(bundle, tmp_path / "other" / "test.jsonl") == first.with_name("test-2")
+    assert results_folder(bundle, manifest, {"_target_": "asr.decoders.Greedy"}) == first.with_name("test-2")
+    assert results_folder(ckpt, manifest) == first.with_name("test-2")
+    summarize(first.with_name("test-2"), manifest=str(manifest), checkpoint=str(ckpt), decoder=None)
+    assert results_folder(ckpt, manifest) == first.with_name("test-2")
+    assert results_folder(bundle, tmp_path / "other" / "test.jsonl") == first.with_name("test-3")
+    summarize(first, manifest=str(manifest), checkpoint=str(a_run), decoder=None)
+    assert results_folder(bundle, manifest) == first
+    for broken in ("", "[]", "{}", '{"manifest": 3}'):
+        (first / "summary.json").write_text(broken)
+        assert results_folder(bundle, manifest) == first.with_name("test-3")
+
+
+def test_folders_without_audio(
+    refused: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    from asr import recognizer
+    from asr.types import Transcript
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    # the audio is looked at ahead of the model
+    assert "No audio files in empty (looked for .aif," in refused("transcribe", "checkpoint=nowhere", "empty")
+
+    class Fake:
+        def transcribe_each(self, utterances):
+            for index, utterance in enumerate(utterances):
+                audio = utterance.audio_filepath
+                yield index, AudioError("b.FLAC: bad") if "b." in audio else Transcript(audio, "hello", (), 1.0, ())
+
+    monkeypatch.setattr(recognizer, "load", lambda *_: Fake())
+    (tmp_path / "talks" / "deep").mkdir(parents=True)
+    for name in ("deep/c.w64", "a.wav", "b.FLAC", "a.txt"):
+        (tmp_path / "talks" / name).touch()
+    with pytest.raises(SystemExit) as stopped:
+        run("transcribe", ["checkpoint=x", "empty", "talks", "one.xyz"])
+    captured = capsys.readouterr()
+    assert stopped.value.code == 1
+    assert captured.out == "talks/a.wav\thello\ntalks/deep/c.w64\thello\none.xyz\thello\n"
+    assert "error: empty: the folder holds no audio files (looked for .aif" in captured.err
+    assert "error: b.FLAC: bad" in captured.err
+    assert "error: 2 of 5 files and folders could not be transcribed." in captured.err
+    run("transcribe", ["checkpoint=x", "talks/deep"])
 
 
 def test_options_of_transcribe(refused: Callable[..., str]) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asr.corpora.base import Corpus, Splits, read_lines
-from asr.data.audio import AUDIO_SUFFIXES
 from asr.corpora.check import MISSING_AUDIO, Dropped
 from asr.corpora.download import Archive, locate
+from asr.data.audio import AUDIO_SUFFIXES
 from asr.errors import DataError
 from asr.types import Utterance
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asr.corpora.base import Corpus, Splits, read_lines, require_path
-from asr.data.audio import AUDIO_SUFFIXES
 from asr.corpora.check import MISSING_AUDIO, Dropped
+from asr.data.audio import AUDIO_SUFFIXES
 from asr.errors import ConfigError
 from asr.types import Utterance
 

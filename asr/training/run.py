@@ -61,7 +61,7 @@ def train(config: Mapping[str, Any]) -> None:
     if checkpoint is not None:
         check_resumable(checkpoint, module, config)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         trainer.save_checkpoint(run.path / "checkpoints" / "last.ckpt")  # so that there is always one, and the last
     except SystemExit:
         if trainer.interrupted:
