@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from asr.data.audio import read_audio
 from asr.data.index import ManifestIndex
 from asr.data.sampler import BucketSampler
-from asr.errors import AsrError
+from asr.errors import AsrError, AudioError
 from asr.types import Batch, Utterance
 
 
@@ -29,6 +29,12 @@ class Manifests(Sequence[Utterance]):
     def __getitem__(self, index):
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.parts[part][int(index - self._starts[part])]
+
+    def where(self, index: int) -> str:
+        """The manifest and line of an utterance, for messages."""
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        manifest = self.parts[part]
+        return f"{manifest.path}, line {manifest.rows['line'][int(index - self._starts[part])]}"
 
     @property
     def seconds(self) -> np.ndarray:
@@ -48,7 +54,7 @@ class SpeechDataset(Dataset):
 
     def __init__(
         self,
-        manifests: Sequence[Utterance],
+        manifests: Manifests,
         encode: Callable[[str], list[int]],
         sample_rate: int,
         channel: int | None = None,
@@ -77,9 +83,11 @@ class SpeechDataset(Dataset):
 
     def _read(self, index: int) -> tuple[np.ndarray, list[int]]:
         utterance = self.manifests[index]
-        waveform = read_audio(
-            utterance.audio_filepath, self.sample_rate, utterance.offset, utterance.duration, self.channel
-        )
+        source = utterance.audio_filepath, self.sample_rate, utterance.offset, utterance.duration, self.channel
+        try:
+            waveform = read_audio(*source)
+        except AudioError as error:
+            raise AudioError(f"{error} It stands in {self.manifests.where(index)}.") from None
         return waveform, self.encode(utterance.text or "")
 
 

@@ -112,7 +112,7 @@ class SpeechData(L.LightningDataModule):
         self.tests = named_manifests(_paths(test))
         """The test manifests by the name that their results go under."""
         self.train_indices = np.arange(len(self.train))
-        self.validation: Sequence[Utterance] | None = None
+        self.validation: Manifests | None = None
         self.validation_indices = np.zeros(0, np.int64)
         if _paths(validation):
             self.validation = Manifests(_paths(validation))
@@ -145,7 +145,7 @@ class SpeechData(L.LightningDataModule):
         frames = fit.frames(self.train_seconds)
         keep = np.ones(len(self.train_indices), bool)
         for k, index in enumerate(self.train_indices):
-            reason, detail = self._fault(self.train[index], float(self.train_seconds[k]), int(frames[k]))
+            reason, detail = self._fault(int(index), float(self.train_seconds[k]), int(frames[k]))
             if reason:
                 keep[k] = False
                 self.dropped.add(self.train[index], reason, float(self.train_seconds[k]), detail)
@@ -168,8 +168,10 @@ class SpeechData(L.LightningDataModule):
         if not len(self.validation_indices):
             raise DataError("No utterance of the validation set has a transcript. Give another data.validation.")
 
-    def _fault(self, utterance: Utterance, seconds: float, frames: int) -> tuple[str, str]:
+    def _fault(self, index: int, seconds: float, frames: int) -> tuple[str, str]:
+        """Why a training utterance cannot be learnt from, with details; two empty strings where it can."""
         assert self.fit is not None
+        utterance = self.train[index]
         if not (utterance.text or "").strip():
             return "without transcript", ""
         if not self.min_seconds <= seconds <= self.max_seconds:
@@ -177,7 +179,7 @@ class SpeechData(L.LightningDataModule):
         unknown = self.fit.unknown(utterance.text or "")
         if unknown and self.unknown == "error":
             raise DataError(
-                f"Utterance '{utterance.id}' has no label for {', '.join(map(repr, unknown))}: {utterance.text!r}. "
+                f"{self.train.where(index)}: no label for {', '.join(map(repr, unknown))}: {utterance.text!r}. "
                 "Let the text normaliser remove it (text=…), add it to the tokenizer's labels, "
                 "or leave such utterances out with data.unknown=drop."
             )
@@ -216,9 +218,7 @@ class SpeechData(L.LightningDataModule):
         ours = [[(k, 0) for k in batch] for batch in batches[rank::world_size]]
         return self.loader(self.validation, ours, persistent=False, encode=encode)
 
-    def loader(
-        self, manifests: Sequence[Utterance], batches, persistent: bool, encode: Callable | None = None
-    ) -> SpeechLoader:
+    def loader(self, manifests: Manifests, batches, persistent: bool, encode: Callable | None = None) -> SpeechLoader:
         assert self.fit is not None
         dataset = SpeechDataset(manifests, encode or self.fit.encode, self.fit.sample_rate, self.channel)
         return SpeechLoader(

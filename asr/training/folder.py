@@ -65,7 +65,9 @@ class RunFolder:
         ours = path is not None and path.resolve().is_relative_to(self.path.resolve())
         taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
         if is_main_process() and taken and not ours:
-            raise ConfigError(f"out={self.path}: is not empty. Go on with resume=auto, or take another out=.")
+            raise ConfigError(
+                f"out={self.path}: the folder exists and is not empty. Go on with resume=auto, or take another out=."
+            )
         return path
 
     def create(self, config: Mapping[str, Any]) -> None:
@@ -106,7 +108,10 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    folder = Path(__file__).parent
+    """The commit of this source, where it is a checkout and not an installed package."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return None
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

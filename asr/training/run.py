@@ -43,6 +43,7 @@ def train(config: Mapping[str, Any]) -> None:
 
     Raises:
         AsrError: something in the config, the data or the folder cannot be used.
+        SystemExit: it was interrupted.
     """
     torch.set_num_threads(config["threads"] or torch.get_num_threads())
     L.seed_everything(config["seed"], verbose=False)
@@ -93,7 +94,8 @@ def set_up(config: Mapping[str, Any], with_statistics: bool = True) -> tuple[L.T
     micro_batches = trainer.world_size * trainer.accumulate_grad_batches
     data.prepare(_fit(pipeline, config), micro_batches)
     print_overview(pipeline, data, config)
-    if pipeline.model.normalization.needs_statistics and with_statistics:
+    # the other ranks get rank 0's, as all buffers, when DDP begins
+    if pipeline.model.normalization.needs_statistics and with_statistics and is_main_process():
         set_feature_statistics(pipeline.model, data, config["seed"], console)
     steps = config["epochs"] * data.steps_per_epoch()
     module = SpeechRecognition(

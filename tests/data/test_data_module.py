@@ -146,7 +146,7 @@ def test_bounds_hold_as_they_are_written(tmp_path, manifest):
 
 def test_unknown_character_is_an_error(tmp_path, manifest):
     path = manifest(tmp_path / "m.jsonl", {"audio_filepath": "x.wav", "text": "aβ", "duration": 1.0})
-    with pytest.raises(DataError, match=r"'x' has no label for 'β'.*data\.unknown=drop"):
+    with pytest.raises(DataError, match=r"m\.jsonl, line 1: no label for 'β'.*data\.unknown=drop"):
         make(path).prepare(FIT, 1)
 
 
