@@ -41,7 +41,9 @@ def prepare_manifests(config: Mapping[str, Any], console: Console) -> dict[str, 
             data[key] = found
     unused = [split for split in manifests if not split.startswith(sum(SPLITS.values(), ()))]
     if unused:
-        console.print(f"not used    {', '.join(unused)}: name them by data.train, data.validation or data.test")
+        console.print(
+            f"not used    {', '.join(unused)}: name them by data.train, data.validation or data.test", markup=False
+        )
     if data["train"] is None:
         raise DataError(f"The corpus has no split to train on, only {', '.join(manifests)}. Name one: data.train=FILE.")
     return data

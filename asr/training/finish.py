@@ -54,7 +54,7 @@ def score(bundle: Path, manifest: str | Path, out: Path, config: Mapping[str, An
     """Evaluate a bundle on a manifest, and write the results to `out`."""
     results, seconds = evaluate_manifest(load(bundle, channel=config["data"]["channel"]), manifest)
     evaluation = summarize(results, seconds=seconds)
-    summary = evaluation.as_dict() | {"manifest": str(manifest), "command": shlex.join(sys.argv)}
+    summary = evaluation.as_dict() | {"manifest": str(Path(manifest).resolve()), "command": shlex.join(sys.argv)}
     write_results(out, results, summary, overwrite=True)
     return evaluation
 

@@ -167,7 +167,7 @@ def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, An
         f"training    {len(data.train_indices):,} utterances, {hours:.2f} h, {data.steps_per_epoch()} steps an epoch"
     )
     if data.dropped.rows:
-        console.print(f"dropped     {data.dropped.summary()}: see {config['out']}/dropped.jsonl")
+        console.print(f"dropped     {data.dropped.summary()}: see {config['out']}/dropped.jsonl", markup=False)
         short = sum(row["reason"] == TOO_SHORT for row in data.dropped.rows)
         if short > 0.01 * len(data.train_indices):
             console.print(
