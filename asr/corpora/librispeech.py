@@ -12,7 +12,7 @@ from asr.corpora.download import OPENSLR, Archive, locate
 from asr.errors import DataError, near_matches
 from asr.types import Utterance
 
-# size and MD5, from https://www.openslr.org/resources/12/md5sum.txt and …/31/md5sum.txt
+# size and MD5 as published in md5sum.txt of resources 12 and 31, copied from public repositories that agree on them
 ARCHIVES = {
     "dev-clean": ("12", "337 MB", "42e2234ba48799c1f50f24a7926300a1"),
     "dev-other": ("12", "314 MB", "c8d0bcc9cca99d4f8b62fcc847357931"),
