@@ -63,7 +63,8 @@ def train(config: Mapping[str, Any]) -> None:
         check_resumable(checkpoint, module, config)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        trainer.save_checkpoint(run.path / "checkpoints" / "last.ckpt")  # so that there is always one, and the last
+        # the end of the run, whatever the callbacks have saved
+        trainer.save_checkpoint(run.path / "checkpoints" / "last.ckpt", weights_only=False)
     except SystemExit:
         if trainer.interrupted:
             raise SystemExit(f"interrupted; go on from the last checkpoint with resume=auto out={run.path}") from None
