@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 DATA = Path(os.environ.get("ASR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -44,3 +46,13 @@ def noise_manifest(tmp_path: Path) -> Path:
     manifest = tmp_path / "train.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return manifest
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A folder of its own, no run id of another test, and Hydra as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ASR_RUN_ID", raising=False)
+    yield
+    os.environ.pop("ASR_RUN_ID", None)
+    GlobalHydra.instance().clear()

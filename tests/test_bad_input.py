@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from hydra.core.global_hydra import GlobalHydra
 
 from asr.cli import run
 
@@ -21,13 +20,7 @@ TINY = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ASR_RUN_ID", raising=False)
-    yield
-    os.environ.pop("ASR_RUN_ID", None)
-    GlobalHydra.instance().clear()
+pytestmark = pytest.mark.usefixtures("clean")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, Optional
 
 import pytest
 from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 
 from asr import plugins
 from asr.cli import _register_resolvers, main, quote, run, split_arguments
@@ -25,14 +23,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A folder of its own, no run id of another test, and Hydra as it was."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ASR_RUN_ID", raising=False)
-    yield
-    os.environ.pop("ASR_RUN_ID", None)
-    GlobalHydra.instance().clear()
+pytestmark = pytest.mark.usefixtures("clean")
 
 
 @pytest.fixture

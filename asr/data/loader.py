@@ -27,14 +27,17 @@ class Manifests(Sequence[Utterance]):
         return int(self._starts[-1])
 
     def __getitem__(self, index):
+        part, position = self._locate(index)
+        return part[position]
+
+    def _locate(self, index: int) -> tuple[ManifestIndex, int]:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.parts[part][int(index - self._starts[part])]
+        return self.parts[part], int(index - self._starts[part])
 
     def where(self, index: int) -> str:
         """The manifest and line of an utterance, for messages."""
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        manifest = self.parts[part]
-        return f"{manifest.path}, line {manifest.rows['line'][int(index - self._starts[part])]}"
+        part, position = self._locate(index)
+        return f"{part.path}, line {part.rows['line'][position]}"
 
     @property
     def seconds(self) -> np.ndarray:
