@@ -12,11 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asr.aligner import align
     from asr.errors import AsrError
     from asr.recognizer import Recognizer, load
     from asr.types import Hypothesis, Transcript, Utterance, Word
 
-__all__ = ["AsrError", "Hypothesis", "Recognizer", "Transcript", "Utterance", "Word", "load"]
+__all__ = ["AsrError", "Hypothesis", "Recognizer", "Transcript", "Utterance", "Word", "align", "load"]
 
 _HOMES = {
     "AsrError": "asr.errors",
@@ -25,6 +26,7 @@ _HOMES = {
     "Transcript": "asr.types",
     "Utterance": "asr.types",
     "Word": "asr.types",
+    "align": "asr.aligner",
     "load": "asr.recognizer",
 }
 

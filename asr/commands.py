@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 
 from asr import plugins
 from asr.data.audio import AUDIO_SUFFIXES
@@ -162,6 +163,48 @@ def find_audio(paths: list[str]) -> Iterator[str]:
             yield from sorted(name for name in found if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES)
         else:
             yield path
+
+
+def align(config: dict[str, Any], files: list[str] | None = None) -> None:
+    """Find the words of transcripts in their audio; go on when one fails, and exit with status 1 at the end."""
+    from asr.alignments import AlignmentFolder, check_formats, format_alignment, print_suspicious, recording
+    from asr.data.index import ManifestIndex
+
+    formats = [config["format"]] if isinstance(config["format"], str) else config["format"] or []
+    check_formats(formats)
+    manifest = ManifestIndex(config["manifest"]) if config["manifest"] else None
+    if manifest is not None and (files or config["transcript"] is not None):
+        raise ConfigError("manifest=… names the audio and holds the texts: leave the audio file and transcript=… out.")
+    if manifest is not None and not config["out"]:
+        raise ConfigError("out: has to be given with a manifest: out=DIR")
+    utterances = [recording(files or [], config["transcript"])] if manifest is None else list(manifest)
+    _set_threads(config["threads"])
+    from asr.aligner import align_each
+    from asr.recognizer import load
+
+    recognizer = load(config["checkpoint"], config["device"], None, config["batch_seconds"], config["channel"])
+
+    def reported() -> Iterator[tuple[int, Any]]:
+        for index, result in align_each(recognizer, utterances):
+            if isinstance(result, AsrError):
+                line = "" if manifest is None else f"{manifest.path}, line {manifest.rows['line'][index]}: "
+                print(f"error: {line}{result}", file=sys.stderr)
+            yield index, result
+
+    if not config["out"]:
+        [(_, result)] = reported()
+        if isinstance(result, AsrError):
+            raise SystemExit(1)
+        print(format_alignment(formats[0], result, utterances[0], config["channel"]))
+        return
+    folder = AlignmentFolder(config["out"], formats, utterances, config["overwrite"], config["channel"])
+    rows = folder.write(track(reported(), "aligning", total=len(utterances), transient=True))
+    if manifest is not None:
+        print_suspicious(rows, config["worst"], _console())
+    print(f"alignments: {folder.folder}")
+    if failed := sum("error" in row for row in rows):
+        print(f"error: {failed} of {len(utterances)} utterances could not be aligned.", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def benchmark(config: dict[str, Any], names: list[str] | None = None) -> None:

@@ -59,20 +59,26 @@ class Recognizer:
         They are read ahead by threads and recognized in batches of similar length, so the order differs from the
         input's.
         """
+        for batch in self.read_batches(utterances):
+            if isinstance(batch[0][2], AsrError):
+                yield batch[0][0], batch[0][2]
+                continue
+            hypotheses = self.recognize([samples for *_, samples in batch])
+            for (index, utterance, samples), found in zip(batch, hypotheses, strict=True):
+                seconds = len(samples) / self.sample_rate
+                best = found[0]
+                yield index, Transcript(utterance.audio_filepath, best.text, best.words, seconds, tuple(found))
+
+    def read_batches(self, utterances: Iterable[Utterance]) -> Iterator[list[tuple[int, Utterance, Any]]]:
+        """Read utterances → batches of similar length: each one's number, the utterance, its samples (N,).
+
+        One that cannot be read makes a batch of its own, with the error in the place of the samples.
+        """
         for chunk in _chunks(self._read(utterances), 40 * self.batch_seconds * self.sample_rate):
-            audible = []
-            for index, utterance, samples in chunk:
-                if isinstance(samples, AsrError):
-                    yield index, samples
-                else:
-                    audible.append((index, utterance, samples))
+            yield from ([item] for item in chunk if isinstance(item[2], AsrError))
+            audible = [item for item in chunk if not isinstance(item[2], AsrError)]
             audible.sort(key=lambda item: len(item[2]))
-            for batch in _batches(audible, self.batch_seconds * self.sample_rate):
-                hypotheses = self.recognize([samples for *_, samples in batch])
-                for (index, utterance, samples), found in zip(batch, hypotheses, strict=True):
-                    seconds = len(samples) / self.sample_rate
-                    best = found[0]
-                    yield index, Transcript(utterance.audio_filepath, best.text, best.words, seconds, tuple(found))
+            yield from _batches(audible, self.batch_seconds * self.sample_rate)
 
     def recognize(self, waveforms: Sequence[np.ndarray]) -> list[list[Hypothesis]]:
         """Decode a batch of (N,) float32 waveforms at `sample_rate`: the n-best list of each."""

@@ -105,6 +105,20 @@ class Hypothesis:
     score: float
     """Natural logarithm of the score that the decoder ranks by."""
     words: tuple[Word, ...] = ()
+    acoustic_score: float | None = None
+    """What the emissions contribute to the score, if the decoder tells it apart."""
+    lm_score: float | None = None
+    """What language models contribute to it, weighted."""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What a streaming decoder knows after a step."""
+
+    words: tuple[Word, ...]
+    """Words that have become final since the step before."""
+    tentative: str
+    """What follows them, as it looks now; it may change."""
 
 
 @dataclass(frozen=True)
@@ -118,3 +132,15 @@ class Transcript:
     """Seconds of audio."""
     hypotheses: tuple[Hypothesis, ...] = ()
     """The n-best list, best first."""
+
+
+@dataclass(frozen=True)
+class AlignedTranscript(Transcript):
+    """A given text with the places of its words in an audio file."""
+
+    labels: tuple[Word, ...] = ()
+    """What each label spells, its place and posterior; labels between words, such as the space, are left out."""
+    score: float = 0.0
+    """How well the text fits: 0 where it is what the recognizer hears, less otherwise; the aligner says more."""
+    heard: str = ""
+    """What the best path of the recognizer spells, whatever the text."""

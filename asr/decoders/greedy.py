@@ -13,9 +13,12 @@ from asr.types import Emissions, Hypothesis, Word
 class Spelling(Protocol):
     """What a decoder needs of a tokenizer; label 0 is blank."""
 
+    labels: list[str]
     word_starts: list[bool]
 
+    def encode(self, text: str) -> list[int]: ...
     def decode(self, labels: list[int]) -> str: ...
+    def unknown(self, text: str) -> list[str]: ...
 
 
 class Greedy:
@@ -64,8 +67,8 @@ def collect_words(
     frame_seconds: float,
 ) -> tuple[Word, ...]:
     """Group labels (L,) with their frames (L,), (L,) and log-posteriors (L,) into words."""
-    words = []
-    edges = [k for k, label in enumerate(labels) if k == 0 or tokenizer.word_starts[label]] + [len(labels)]
+    words, word_starts = [], tokenizer.word_starts
+    edges = [k for k, label in enumerate(labels) if k == 0 or word_starts[label]] + [len(labels)]
     for first, stop in itertools.pairwise(edges):
         # a label that spells nothing, such as the space between words, is no part of the word's time
         spoken = [k for k in range(first, stop) if tokenizer.decode([labels[k]]).strip()]
