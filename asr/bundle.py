@@ -1,5 +1,7 @@
 """A trained recognizer as one folder: `config.yaml`, `model.safetensors`, `tokenizer/`, `README.md` (its card).
 
+Files that its decoder reads, such as a language model, lie in `lm/`, and the config says `bundle:lm/…`.
+
 Loading executes no code of the bundle: weights are safetensors, the config is plain YAML, and each of its stages may
 only be a class that an installed config of the same group names.
 """
@@ -9,8 +11,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,9 @@ from asr.plugins import allowed_targets
 
 STAGES = ("text", "tokenizer", "featurizer", "encoder", "decoder")
 FORMAT = 1
+LM = "lm"
+OWN = "bundle:"
+"""Before a path in a bundle's config that is relative to the bundle."""
 
 
 def pipeline_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,11 +52,81 @@ def save_bundle(folder: Path, pipeline: Pipeline, config: Mapping[str, Any], car
         (new / "tokenizer").mkdir(parents=True)
         save_file({k: v.contiguous() for k, v in pipeline.model.state_dict().items()}, new / "model.safetensors")
         pipeline.tokenizer.save(new / "tokenizer")
-        (new / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), "utf-8")
+        _write_config(new, {**config, "decoder": _take_along(config["decoder"], new)})
         (new / "README.md").write_text(card, "utf-8")
         if folder.exists():
             folder.rename(Path(partial) / "old")
         new.rename(folder)
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    content = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(content, "utf-8")
+
+
+def install_decoder(checkpoint: str | Path, decoder: Mapping[str, Any]) -> Path:
+    """Give a bundle another decoder as its own, with the files that it reads.
+
+    Args:
+        checkpoint: a bundle, or a run's folder that holds one.
+        decoder: its config.
+
+    Returns:
+        the bundle.
+
+    Raises:
+        CheckpointError: there is no bundle.
+    """
+    path = Path(checkpoint)
+    folder = path / "bundle" if (path / "bundle" / "config.yaml").is_file() else path
+    if not (folder / "config.yaml").is_file() or not (folder / "model.safetensors").is_file():
+        raise CheckpointError(f"checkpoint={checkpoint}: holds no bundle that a decoder could be installed in.")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
+        new = Path(partial) / "new"
+        shutil.copytree(folder, new, ignore=shutil.ignore_patterns(LM))
+        config = _read_config(folder)
+        _write_config(new, {**config, "decoder": _take_along(_resolve(decoder, folder), new)})
+        folder.rename(Path(partial) / "old")
+        new.rename(folder)
+    return folder
+
+
+def _take_along(decoder: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Copy the files and folders that a decoder's config names into a bundle, and name them there."""
+
+    def take(key: str, value: Any) -> Any:
+        if not isinstance(value, str) or key == "_target_" or not Path(value).exists():
+            return value
+        place = folder / LM / (key + "".join(Path(value).suffixes if Path(value).is_file() else ()))
+        place.parent.mkdir(exist_ok=True)
+        (shutil.copytree if Path(value).is_dir() else shutil.copy)(value, place)
+        return f"{OWN}{LM}/{place.name}"
+
+    return map_options(decoder, take)
+
+
+def _resolve(decoder: Any, folder: Path) -> Any:
+    """A bundle's decoder config with the paths of its own files made absolute."""
+
+    def resolve(key: str, value: Any) -> Any:
+        if not isinstance(value, str) or not value.startswith(OWN):
+            return value
+        path = (folder / value.removeprefix(OWN)).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{folder}: refuses decoder.{key}={value}: it lies outside the bundle.")
+        return str(path)
+
+    return map_options(decoder, resolve) if isinstance(decoder, dict) else decoder
+
+
+def map_options(config: Mapping[str, Any], change: Callable[[str, Any], Any], above: str = "") -> dict[str, Any]:
+    """A config with each value, in nested mappings too, as `change(dotted key, value)` makes it."""
+    return {
+        key: map_options(value, change, f"{above}{key}.")
+        if isinstance(value, Mapping)
+        else change(f"{above}{key}", value)
+        for key, value in config.items()
+    }
 
 
 def load_pipeline(checkpoint: str | Path, decoder: Mapping[str, Any] | None = None) -> Pipeline:
@@ -101,15 +177,21 @@ def _load_folder(folder: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / 'config.yaml'}: not valid YAML ({error}).") from None
+    config = _read_config(folder)
+    if isinstance(config, dict):
+        config = {**config, "decoder": _resolve(config.get("decoder"), folder)}
     try:
         weights = load_file(folder / "model.safetensors")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / 'model.safetensors'}: cannot be read ({error}).") from None
     return _assemble(config, folder / "tokenizer", weights, decoder, folder)
+
+
+def _read_config(folder: Path) -> Any:
+    try:
+        return yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / 'config.yaml'}: not valid YAML ({error}).") from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

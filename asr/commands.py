@@ -207,6 +207,50 @@ def align(config: dict[str, Any], files: list[str] | None = None) -> None:
         raise SystemExit(1)
 
 
+def tune_decoder(config: dict[str, Any]) -> None:
+    """Search a decoder's options; write the best as a config, or into the bundle."""
+    _set_threads(config["threads"])
+    from asr.bundle import install_decoder
+    from asr.evaluation import tuning
+    from asr.recognizer import load
+
+    decoder = tuning.absolute_paths(config["decoder"])
+    space = tuning.search_space(decoder, config["search"])
+    recognizer = load(config["checkpoint"], config["device"], None, config["batch_seconds"], config["channel"])
+    out = Path(config["out"])
+    speech = tuning.load_speech(recognizer, config["manifest"], out)
+    before = tuning.count_errors(recognizer, speech, config["metric"])
+    trials = tuning.try_options(recognizer, speech, decoder, space, config["metric"])
+    best = trials[0]
+    console = _console()
+    console.print(tuning.trials_table(trials, config["metric"]))
+    print(before.format(f"the recognizer's own decoder: {config['metric'].upper()}"))
+    print(best.counts.format(f"the best: {config['metric'].upper()}"))
+    found = {**decoder, **best.options}
+    path = out / "decoder" / f"{config['name']}.yaml"
+    comment = f"{best.counts.format(config['metric'].upper())} on {config['manifest']}\n{shlex.join(sys.argv)}"
+    tuning.write_config(found, path, comment)
+    print(f"to use it: --config-dir {shlex.quote(str(out))} decoder={config['name']}")
+    if config["install"]:
+        print(f"installed: {install_decoder(config['checkpoint'], found)}")
+
+
+def train_lm(config: dict[str, Any]) -> None:
+    """Train a language model for the decoder."""
+    _set_threads(config["threads"])
+    from asr.lm.train import train
+
+    train(config)
+
+
+def evaluate_lm(config: dict[str, Any]) -> None:
+    """Print a language model's perplexity."""
+    _set_threads(config["threads"])
+    from asr.lm.train import evaluate
+
+    evaluate(config)
+
+
 def benchmark(config: dict[str, Any], names: list[str] | None = None) -> None:
     """Measure speed."""
     from asr.benchmarks import run

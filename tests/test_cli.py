@@ -140,6 +140,8 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture) -> None:
             "usage: asr transcribe checkpoint=RUN [key=value …] FILE_OR_FOLDER …",
             "decoder: to use instead",
         ),
+        ("train_lm", "usage: asr train_lm train=FILE out=DIR", "lm: which kind"),
+        ("evaluate_lm", "usage: asr evaluate_lm model=DIR_OR_ARPA test=FILE", "text: how the text is normalized"),
         ("prepare", "usage: asr prepare corpus=NAME corpus.root=DIR out=DIR", "corpus: which one"),
         ("benchmark", "usage: asr benchmark training|transcription", "encoder: blstm, gru"),
     ],

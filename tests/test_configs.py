@@ -27,7 +27,11 @@ EXPERIMENTS = [name.split("/")[1] for name in CONFIGS if name.startswith("experi
 STAGES = [name for name in CONFIGS if name.split("/")[0] in ("text", "tokenizer", "featurizer", "encoder", "decoder")]
 LISTS = ("augment", "callbacks", "logger")
 """Groups of which several configs are chosen at once, each under a name of its own."""
-SMALL = {"encoder": ("layers=1", "width=8", "channels=2"), "tokenizer/sentencepiece": ("vocab_size=16",)}
+SMALL = {
+    "encoder": ("layers=1", "width=8", "channels=2"),
+    "tokenizer/sentencepiece": ("vocab_size=16",),
+    "decoder/rescored": (f"lm={ROOT / 'tests' / 'lm' / 'tiny.arpa'}",),
+}
 NOT_ARGUMENTS = {"_target_", "_partial_", "_recursive_", "_convert_"}
 
 
@@ -58,7 +62,8 @@ def test_commands_compose(command: str) -> None:
 @pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("experiment/")])
 def test_each_config_holds_arguments_of_its_class(name: str) -> None:
     group, leaf = name.split("/")
-    config = composed("train", f"{group}=[{leaf}]" if group in LISTS else f"{group}={leaf}")[group]
+    command = "train_lm" if group == "lm" else "train"
+    config = composed(command, f"{group}=[{leaf}]" if group in LISTS else f"{group}={leaf}")[group]
     for part in config.values() if group in LISTS else [config]:
         target = part["_target_"]
         if target.startswith(("asr.", "torch.", "lightning.")):  # others are optional packages
