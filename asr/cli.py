@@ -27,7 +27,7 @@ TAKES_WORDS = ("transcribe", "align", "benchmark")
 PATH_KEYS = (
     "checkpoint", "manifest", "manifests", "out", "compare", "resume", "data.train", "data.validation", "data.test",
     "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json", "transcript", "decoder.lm", "decoder.label_lm",
-    "decoder.beam.lm", "decoder.beam.label_lm", "sentences", "lm_path",
+    "decoder.beam.lm", "decoder.beam.label_lm", "sentences", "lm_path", "runs",
     "model", "train", "test", "arpa",
 )  # fmt: skip
 """Keys whose values are taken literally: paths, and the transcript to align."""

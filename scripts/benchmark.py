@@ -1,4 +1,4 @@
-"""Measure speed against the bare kernels: python scripts/benchmark.py training, or transcription"""
+"""Measure speed: python scripts/benchmark.py training, transcription or decoding"""
 
 from asr.cli import run
 

@@ -1,4 +1,4 @@
-"""Speed, as ratios against the bare kernels measured in the same run."""
+"""Speed, as ratios against the bare kernels measured in the same run; and what decoders gain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from asr.errors import ConfigError, near_matches
 BENCHMARKS = {
     "training": "our step over the bare kernels, and waiting for data",
     "transcription": "real-time factor of files, one at a time and together",
+    "decoding": "our beam search beside other decoders: speed, and how good what they find is",
+    "folds": "what beam search and n-gram models gain, on the runs of a cross-validation",
 }
+UTTERANCES = {"training": 948, "transcription": 948, "decoding": 16, "folds": 0}
+"""How many each takes if not told."""
 
 
 def run(name: str, config: Mapping[str, Any]) -> None:
@@ -25,6 +29,7 @@ def run(name: str, config: Mapping[str, Any]) -> None:
         wrong = f"There is no benchmark '{name}'. {near_matches(name, BENCHMARKS)}" if name else "Which benchmark?"
         listing = "\n".join(f"  benchmark {known:<14} {what}" for known, what in BENCHMARKS.items())
         raise ConfigError(f"{wrong}\n{listing}")
+    config = {**config, "utterances": config["utterances"] or UTTERANCES[name]}
     from asr.benchmarks.report import report
 
     folder = Path(config["out"])
@@ -37,6 +42,10 @@ def run(name: str, config: Mapping[str, Any]) -> None:
     try:
         if name == "training":
             from asr.benchmarks.training import training as benchmark
+        elif name == "decoding":
+            from asr.benchmarks.decoding import decoding as benchmark
+        elif name == "folds":
+            from asr.benchmarks.folds import folds as benchmark
         else:
             from asr.benchmarks.transcription import transcription as benchmark
         measurements, setting = benchmark(config, folder)

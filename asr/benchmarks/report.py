@@ -27,6 +27,8 @@ class Measurement:
     target: float | None = None
     """The most that it should be."""
     note: str = ""
+    shown: bool = True
+    """Whether it has a line in the table; it always stands in the JSON file."""
 
     def format(self) -> str:
         digits = 0 if abs(self.value) >= 100 else 1 if abs(self.value) >= 10 else 2 if abs(self.value) >= 0.1 else 4
@@ -39,16 +41,15 @@ def report(title: str, measurements: list[Measurement], setting: dict[str, Any],
     table = Table("", "", "unit", "target", "", box=None, pad_edge=False, show_header=False, title_justify="left")
     table.title = title
     table.columns[1].justify = "right"
-    for m in measurements:
+    for m in filter(lambda m: m.shown, measurements):
         target = "" if m.target is None else f"≤ {m.target:g}"
         color = "" if m.target is None else "[green]" if m.value <= m.target else "[red]"
         table.add_row(m.what, color + m.format(), m.unit, target, m.note)
     console.print(table)
     console.print("; ".join(f"{key} {value}" for key, value in setting.items()), style="dim", highlight=False)
     if out:
-        rows = {
-            m.name: {k: v for k, v in asdict(m).items() if k != "name" and v not in (None, "")} for m in measurements
-        }
+        keys = ("what", "value", "unit", "target", "note")
+        rows = {m.name: {k: v for k, v in asdict(m).items() if k in keys and v not in (None, "")} for m in measurements}
         found = {"benchmark": title, "command": " ".join(sys.argv), "setting": setting, "results": rows}
         Path(out).write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
 

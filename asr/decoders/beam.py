@@ -39,7 +39,8 @@ class Beam:
         lm_weight ln p(words) + label_lm_weight ln p(labels) + word_score · words + label_score · labels
         + unknown_score · unknown words + the weights of the hotwords in it
 
-    where both models see a beginning and, when the utterance ends, an end. While a word is under way, the search ranks
+    where both models see a beginning and, when the utterance ends, an end. Between words one space counts, and before
+    them none, however often the model emits it. While a word is under way, the search ranks
     its prefix as if it became the likeliest word that goes on so; hotwords under way lend a part of their weight.
     Three rules keep it fast. In a frame, labels that are less likely than the likeliest by more than `label_threshold`
     count as impossible, blank never; where that leaves only blank, nothing is ranked and nothing dropped, so silence
@@ -55,8 +56,9 @@ class Beam:
     Args:
         tokenizer: turns labels into text; label 0 is blank.
         beam: prefixes kept after each frame.
-        beam_threshold: how much worse than the best a prefix may be, in natural logarithms.
-        label_threshold: how much less likely than a frame's likeliest a label may be, likewise.
+        beam_threshold: how much worse than the best a prefix may be, in natural logarithms. `None`: 20, and 30 where
+            the vocabulary is closed, for there the best may lead nowhere.
+        label_threshold: how much less likely than a frame's likeliest a label may be. `None`: 8, and likewise 20.
         nbest: hypotheses returned for each utterance.
         recombine: whether of two prefixes with the same future (last label, unfinished word, states of the models and
             hotwords) the one that is worse by now is dropped. It makes room for others that really differ: a better
@@ -83,8 +85,8 @@ class Beam:
         self,
         tokenizer: Spelling,
         beam: int = 100,
-        beam_threshold: float = 15.0,
-        label_threshold: float = 6.0,
+        beam_threshold: float | None = None,
+        label_threshold: float | None = None,
         nbest: int = 1,
         recombine: bool | None = None,
         lm: Any = None,
@@ -101,6 +103,10 @@ class Beam:
         threads: int | None = None,
     ):
         _check_range(beam=(beam, 1), nbest=(nbest, 1), lm_weight=(lm_weight, 0), label_lm_weight=(label_lm_weight, 0))
+        if beam_threshold is None:
+            beam_threshold = 20.0 if open_vocabulary else 30.0
+        if label_threshold is None:
+            label_threshold = 8.0 if open_vocabulary else 20.0
         _check_range(beam_threshold=(beam_threshold, 1e-9), label_threshold=(label_threshold, 0))
         if unknown_score > 0:
             raise ConfigError(f"decoder.unknown_score={unknown_score}: must be 0 or less.")
@@ -192,11 +198,12 @@ class Beam:
         prefixes = state.prefixes[: state.count]
         acoustic = np.logaddexp(prefixes["blank"], prefixes["voiced"])
         bonus, lm_score = np.empty(state.count), np.empty(state.count)
-        end(prefixes, state.count, self.scoring, bonus, lm_score)
+        complete = end(prefixes, state.count, self.scoring, bonus, lm_score)
         score = acoustic + bonus
         order = [k for k in np.argsort(-score, kind="stable")[: self.nbest] if score[k] > NEVER]
         return [
-            self._hypothesis(state, prefixes[k], float(score[k]), float(acoustic[k]), float(lm_score[k])) for k in order
+            self._hypothesis(state, prefixes[k], complete, float(score[k]), float(acoustic[k]), float(lm_score[k]))
+            for k in order
         ]
 
     def _take(self, log_probs: np.ndarray, frame_seconds: float, state: BeamState) -> None:
@@ -247,10 +254,15 @@ class Beam:
         before = trace(prefix[f"{kind}_link"], state.links)
         return np.concatenate([before, np.array([last], LINK)])
 
-    def _hypothesis(self, state: BeamState, prefix: np.void, score: float, acoustic: float, lm: float) -> Hypothesis:
-        tail = self._tail(state, prefix)
-        labels = (*state.labels, *tail["label"].tolist())
-        words = (*state.words, *self._words(np.concatenate([state.pending, tail]), state.frame_seconds))
+    def _hypothesis(
+        self, state: BeamState, prefix: np.void, complete: bool, score: float, acoustic: float, lm: float
+    ) -> Hypothesis:
+        path = np.concatenate([state.pending, self._tail(state, prefix)])
+        if not complete:  # a closed vocabulary, and no prefix that ends with a word: its last one is left out
+            starts = np.flatnonzero(self.scoring.starts[path["label"]])
+            path = path[: starts[-1] if len(starts) else 0]
+        labels = (*state.labels[: len(state.labels) - len(state.pending)], *path["label"].tolist())
+        words = (*state.words, *self._words(path, state.frame_seconds))
         return Hypothesis(self.tokenizer.decode(list(labels)).strip(), labels, score, words, acoustic, lm)
 
     def _words(self, path: np.ndarray, frame_seconds: float) -> tuple[Word, ...]:

@@ -69,17 +69,23 @@ class Flashlight:
         unknown_score: float | None = None,
         word_score: float = 0.0,
     ):
-        for name, value in (("beam", beam), ("nbest", nbest), ("beam_size_token", beam_size_token)):
-            if value is not None and value < 1:
-                raise ConfigError(f"decoder.{name}={value}: must be 1 or more.")
-        if beam_threshold <= 0 or lm_weight < 0 or (unknown_score or 0) > 0:
-            raise ConfigError("decoder: beam_threshold must be above 0, lm_weight 0 or more, unknown_score 0 or less.")
+        limits: dict[str, tuple[float | None, float]] = {
+            "beam": (beam, 1),
+            "nbest": (nbest, 1),
+            "beam_size_token": (beam_size_token, 1),
+        }
+        limits |= {"beam_threshold": (beam_threshold, 0), "lm_weight": (lm_weight, 0)}
+        for name, (value, least) in limits.items():
+            if value is not None and value < least:
+                raise ConfigError(f"decoder.{name}={value}: must be {least} or more.")
+        if unknown_score is not None and unknown_score > 0:
+            raise ConfigError(f"decoder.unknown_score={unknown_score}: must be 0 or less.")
         self.tokenizer, self.nbest, self.word_score = tokenizer, nbest, float(word_score)
         self.unknown_score = -math.inf if unknown_score is None else float(unknown_score)
         self.scale = lm_weight * math.log(10)
         self.has_words = lm is not None or lexicon is not None
         if not self.has_words and (word_score or unknown_score is not None):
-            raise ConfigError("decoder.word_score, unknown_score: flashlight tells words by decoder.lexicon= or lm=.")
+            raise ConfigError("decoder.word_score, unknown_score: which words? Give decoder.lexicon= or decoder.lm=.")
         if self.has_words and SPACE not in tokenizer.labels:
             raise ConfigError(
                 "decoder=flashlight: a lexicon or a word model needs a tokenizer with a label for the space, as "

@@ -193,7 +193,10 @@ def search(log_probs, begin, s, prefixes, spare, candidates, count, links, used)
                 else:
                     inside[insides], best_inside = label, max(best_inside, row[label])
                     insides += 1
-        row[0] = log_probs[t, 0]
+        row[0], separator = log_probs[t, 0], NEVER
+        for k in range(startings):
+            if spelled[starting[k]] == spelled[starting[k] + 1]:
+                separator = _log_add(separator, row[starting[k]])
         if insides + startings == 0:  # nothing but blank: no prefix can grow, none needs to be dropped
             for i in range(count):
                 p = now[i]
@@ -227,6 +230,8 @@ def search(log_probs, begin, s, prefixes, spare, candidates, count, links, used)
         for i in range(count):
             p, c = now[i], candidates[i]
             blanks[i], voices[i] = totals[i] + row[0], p.voiced + row[p.label]
+            if not p.begun:  # more than one space between words, or one before them, is as good as silence
+                blanks[i] = _log_add(blanks[i], p.blank + separator)
             if parents[i] >= 0:
                 o = now[parents[i]]
                 voices[i] = _log_add(voices[i], (o.blank if o.label == p.label else totals[parents[i]]) + row[p.label])
@@ -262,7 +267,8 @@ def search(log_probs, begin, s, prefixes, spare, candidates, count, links, used)
                 if not p.closed:
                     close(p, s)
                 for k in range(startings):
-                    if entries[starting[k]] != OUTSIDE or s.open_vocabulary:
+                    separates = spelled[starting[k]] == spelled[starting[k] + 1]
+                    if (p.begun or not separates) and (entries[starting[k]] != OUTSIDE or s.open_vocabulary):
                         reached[reach], nodes[reach] = starting[k], entries[starting[k]]
                         reach += 1
             for k in range(reach):
@@ -303,6 +309,9 @@ def search(log_probs, begin, s, prefixes, spare, candidates, count, links, used)
             if c.label == 0:
                 q.blank, q.voiced = blanks[c.source], voices[c.source]
                 _rest(q, row[0], begin + t)
+                if not p.begun and p.best_blank + separator > q.best_blank:
+                    q.best_blank, q.blank_start, q.blank_end = p.best_blank + separator, p.blank_start, p.blank_end
+                    q.blank_peak, q.blank_link = p.blank_peak, p.blank_link
                 q.best_voiced += row[p.label]
                 q.voiced_peak = max(q.voiced_peak, row[p.label])
                 if parents[c.source] >= 0:
@@ -343,7 +352,11 @@ def _has_child(now, child, siblings, label):
 
 @jit
 def end(prefixes, count, s, bonus, lm_scores):
-    """What each prefix has earned if the utterance ends here; with a closed vocabulary half a word is worth nothing."""
+    """What each prefix has earned if the utterance ends here.
+
+    Returns:
+        whether any is complete; with a closed vocabulary, half a word is worth nothing then.
+    """
     complete = False
     for i in range(count):
         p = prefixes[i]
@@ -363,3 +376,4 @@ def end(prefixes, count, s, bonus, lm_scores):
             ends += s.label_lm_weight * score
         bonus[i] += ends
         lm_scores[i] += ends
+    return complete

