@@ -26,6 +26,8 @@ from asr.plugins import allowed_targets
 STAGES = ("text", "tokenizer", "featurizer", "encoder", "decoder")
 FORMAT = 1
 LM = "lm"
+FILE_OPTIONS = ("lm", "label_lm", "lexicon", "hotwords")
+"""Options of decoders that may name a file or folder, which a bundle takes along."""
 OWN = "bundle:"
 """Before a path in a bundle's config that is relative to the bundle."""
 
@@ -54,14 +56,38 @@ def save_bundle(folder: Path, pipeline: Pipeline, config: Mapping[str, Any], car
         pipeline.tokenizer.save(new / "tokenizer")
         _write_config(new, {**config, "decoder": _take_along(config["decoder"], new)})
         (new / "README.md").write_text(card, "utf-8")
-        if folder.exists():
-            folder.rename(Path(partial) / "old")
+        _swap(new, folder)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put a new folder in the place of another; if that fails, the old one stays."""
+    old = new.with_name("old")
+    if folder.exists():
+        folder.rename(old)
+    try:
         new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
 
 
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     content = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(content, "utf-8")
+
+
+def find_bundle(checkpoint: str | Path) -> Path:
+    """The bundle that a checkpoint is, or holds.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(checkpoint).resolve()
+    folder = path / "bundle" if (path / "bundle" / "config.yaml").is_file() else path
+    if not (folder / "config.yaml").is_file() or not (folder / "model.safetensors").is_file():
+        raise CheckpointError(f"checkpoint={checkpoint}: holds no bundle that a decoder could be installed in.")
+    return folder
 
 
 def install_decoder(checkpoint: str | Path, decoder: Mapping[str, Any]) -> Path:
@@ -77,17 +103,13 @@ def install_decoder(checkpoint: str | Path, decoder: Mapping[str, Any]) -> Path:
     Raises:
         CheckpointError: there is no bundle.
     """
-    path = Path(checkpoint)
-    folder = path / "bundle" if (path / "bundle" / "config.yaml").is_file() else path
-    if not (folder / "config.yaml").is_file() or not (folder / "model.safetensors").is_file():
-        raise CheckpointError(f"checkpoint={checkpoint}: holds no bundle that a decoder could be installed in.")
+    folder = find_bundle(checkpoint)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
         new = Path(partial) / "new"
         shutil.copytree(folder, new, ignore=shutil.ignore_patterns(LM))
         config = _read_config(folder)
         _write_config(new, {**config, "decoder": _take_along(_resolve(decoder, folder), new)})
-        folder.rename(Path(partial) / "old")
-        new.rename(folder)
+        _swap(new, folder)
     return folder
 
 
@@ -95,7 +117,7 @@ def _take_along(decoder: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Copy the files and folders that a decoder's config names into a bundle, and name them there."""
 
     def take(key: str, value: Any) -> Any:
-        if not isinstance(value, str) or key == "_target_" or not Path(value).exists():
+        if not names_file(key, value):
             return value
         place = folder / LM / (key + "".join(Path(value).suffixes if Path(value).is_file() else ()))
         place.parent.mkdir(exist_ok=True)
@@ -114,9 +136,16 @@ def _resolve(decoder: Any, folder: Path) -> Any:
         path = (folder / value.removeprefix(OWN)).resolve()
         if not path.is_relative_to(folder.resolve()):
             raise CheckpointError(f"{folder}: refuses decoder.{key}={value}: it lies outside the bundle.")
+        if not path.exists():
+            raise CheckpointError(f"{folder}: decoder.{key}={value} is missing. Copy the whole folder.")
         return str(path)
 
     return map_options(decoder, resolve) if isinstance(decoder, dict) else decoder
+
+
+def names_file(key: str, value: Any) -> bool:
+    """Whether an option of a decoder names a file or folder that is there."""
+    return key.rsplit(".", 1)[-1] in FILE_OPTIONS and isinstance(value, str) and value != "" and Path(value).exists()
 
 
 def map_options(config: Mapping[str, Any], change: Callable[[str, Any], Any], above: str = "") -> dict[str, Any]:

@@ -210,13 +210,18 @@ def align(config: dict[str, Any], files: list[str] | None = None) -> None:
 def tune_decoder(config: dict[str, Any]) -> None:
     """Search a decoder's options; write the best as a config, or into the bundle."""
     _set_threads(config["threads"])
-    from asr.bundle import install_decoder
+    from asr.bundle import find_bundle, install_decoder
     from asr.evaluation import tuning
     from asr.recognizer import load
 
+    if config["metric"] not in tuning.COUNTS:
+        raise ConfigError(f"metric={config['metric']}: must be wer or cer.")
     decoder = tuning.absolute_paths(config["decoder"])
+    if config["install"]:
+        find_bundle(config["checkpoint"])
     space = tuning.search_space(decoder, config["search"])
     recognizer = load(config["checkpoint"], config["device"], None, config["batch_seconds"], config["channel"])
+    plugins.instantiate(decoder, "decoder", tokenizer=recognizer.pipeline.tokenizer)  # what is wrong shows at once
     out = Path(config["out"])
     speech = tuning.load_speech(recognizer, config["manifest"], out)
     before = tuning.count_errors(recognizer, speech, config["metric"])

@@ -48,7 +48,7 @@ def cache_folder() -> Path | None:
     content = hashlib.sha256(numba.__version__.encode())
     for path in sorted(path for pattern in COMPILED for path in PACKAGE.glob(pattern)):
         content.update(path.read_bytes())
-    places = [PACKAGE / "__pycache__", Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asr"]
+    places = [PACKAGE / "__pycache__", Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "asr"]
     chosen = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     for place in [Path(chosen)] if chosen else places:
         folder = place / f"numba-{content.hexdigest()[:12]}"

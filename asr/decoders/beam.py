@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,10 +18,9 @@ from asr.decoders.prefix import CANDIDATE, NEVER, PREFIX
 from asr.decoders.scoring import (
     Scoring,
     arrays_of,
-    check_spelling,
-    check_words,
+    check_unit,
     compile_words,
-    known_words,
+    is_unmarked,
     label_numbers,
     load_model,
     read_hotwords,
@@ -34,7 +34,8 @@ from asr.types import Emissions, Hypothesis, Partial, Word
 class Beam:
     """CTC prefix beam search (Graves & Jaitly, ICML 2014; with language models: Hannun et al., arXiv 1408.2873).
 
-    A prefix is a sequence of labels. Its acoustic score sums over all its alignments; it earns beside that
+    A prefix is a sequence of labels. Its acoustic score sums over all of its alignments that the pruning leaves; it
+    earns beside that
 
         lm_weight ln p(words) + label_lm_weight ln p(labels) + word_score · words + label_score · labels
         + unknown_score · unknown words + the weights of the hotwords in it
@@ -67,7 +68,8 @@ class Beam:
         lm_weight: of its log-probabilities.
         label_lm: an n-gram model over the tokenizer's labels, likewise.
         label_lm_weight: of its log-probabilities.
-        lexicon: the words that are known: a file with one in each line, or a list; `None` takes the model's.
+        lexicon: the words that are known: a file with one in each line, or a list; `None` takes the model's, which an
+            open vocabulary has in any case.
         open_vocabulary: whether words outside the lexicon may be recognized at all.
         unknown_score: what each of them earns, 0 or less.
         word_score: what each word earns.
@@ -108,32 +110,36 @@ class Beam:
         if label_threshold is None:
             label_threshold = 8.0 if open_vocabulary else 20.0
         _check_range(beam_threshold=(beam_threshold, 1e-9), label_threshold=(label_threshold, 0))
-        if unknown_score > 0:
-            raise ConfigError(f"decoder.unknown_score={unknown_score}: must be 0 or less.")
+        _check_range(threads=(threads or 1, 1))
+        scores = {"unknown_score": unknown_score, "word_score": word_score, "label_score": label_score}
+        for name, value in {**scores, "hotword_weight": hotword_weight}.items():
+            if not math.isfinite(value) or (name == "unknown_score" and value > 0):
+                least = "0 or less" if name == "unknown_score" else "a finite number"
+                raise ConfigError(f"decoder.{name}={value}: must be {least}.")
         self.tokenizer, self.nbest = tokenizer, nbest
-        self.threads = threads or os.cpu_count() or 1
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.threads = threads or processors or 1
         self.spellings = ["", *(tokenizer.decode([label]).strip() for label in range(1, len(tokenizer.labels)))]
         words, labels = load_model(lm, "lm", "words"), load_model(label_lm, "label_lm", "labels")
         given, phrases = read_lexicon(lexicon), read_hotwords(hotwords, hotword_weight, tokenizer, self.spellings)
-        spellable = set("".join(self.spellings))
-        known = known_words(given, phrases, words, open_vocabulary)
-        check_spelling(given or (), self.spellings, "lexicon")
-        known = [word for word in known if spellable.issuperset(word)]
-        if words:
-            check_words(known, self.spellings, tokenizer.word_starts)
-        if not open_vocabulary and not known:
+        if words and is_unmarked(lm):
+            check_unit(words, self.spellings, tokenizer.word_starts)
+        vocabulary = compile_words(
+            given, phrases, words, self.spellings, tokenizer, open_vocabulary, lm_weight, float(unknown_score)
+        )
+        if not open_vocabulary and not vocabulary["knows_words"]:
             raise ConfigError("decoder.open_vocabulary=false: which words? Give decoder.lexicon= or decoder.lm=.")
         self._contexts = tuple(model.start if model else 0 for model in (words, labels))
         self.scoring = Scoring(
             starts=np.array(tokenizer.word_starts, np.bool_),
             spelled=np.concatenate([[0], np.cumsum([len(spelling) for spelling in self.spellings])]).astype(np.int32),
             codes=np.frombuffer("".join(self.spellings).encode("utf-32-le"), np.int32).copy(),
-            **compile_words(known, words, self.spellings, tokenizer, open_vocabulary, lm_weight, unknown_score),
+            **vocabulary,
             lm=arrays_of(words),
             label_lm=arrays_of(labels),
             label_words=label_numbers(labels, tokenizer),
             hotwords=build_hotwords(phrases),
-            open_vocabulary=open_vocabulary,
+            open_vocabulary=bool(open_vocabulary),
             lm_weight=float(lm_weight) if words else 0.0,
             label_lm_weight=float(label_lm_weight) if labels else 0.0,
             word_score=float(word_score),
@@ -144,6 +150,11 @@ class Beam:
             label_threshold=float(label_threshold),
             recombine=bool(nbest == 1 if recombine is None else recombine),
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for array in (*self.scoring.lm, *self.scoring.label_lm):
+            array.flags.writeable = False  # copying forgets it; see `arrays_of`
 
     def __call__(self, emissions: Emissions) -> list[list[Hypothesis]]:
         """(B, T, V) log-probabilities as NumPy → the n-best list of each utterance.
@@ -201,6 +212,8 @@ class Beam:
         complete = end(prefixes, state.count, self.scoring, bonus, lm_score)
         score = acoustic + bonus
         order = [k for k in np.argsort(-score, kind="stable")[: self.nbest] if score[k] > NEVER]
+        if not order:  # nothing that is possible is allowed
+            return [Hypothesis("", (), NEVER, (), NEVER, 0.0)]
         return [
             self._hypothesis(state, prefixes[k], complete, float(score[k]), float(acoustic[k]), float(lm_score[k]))
             for k in order
@@ -213,7 +226,8 @@ class Beam:
             raise DataError(f"decoder: frame {frame} has no finite log-probability: the model's output is broken.")
         if log_probs.shape[1] != len(self.spellings):
             raise DataError(f"decoder: emissions of {log_probs.shape[1]} labels, but there are {len(self.spellings)}.")
-        log_probs = np.ascontiguousarray(log_probs, np.float32)
+        # a read-only array is another type to numba, and would be compiled for anew
+        log_probs = np.require(log_probs, np.float32, ["C", "W"])
         state.frame_seconds = frame_seconds
         candidates = np.empty(4 * self.scoring.beam + log_probs.shape[1], CANDIDATE)
         while len(log_probs):
@@ -290,10 +304,11 @@ class BeamState:
 
 
 def _rows(emissions: Emissions) -> tuple[Any, Any]:
-    return emissions.numpy().log_probs, np.asarray(emissions.numpy().lengths)
+    arrays = emissions.numpy()
+    return arrays.log_probs, np.asarray(arrays.lengths)
 
 
 def _check_range(**limits: tuple[float, float]) -> None:
     for name, (value, least) in limits.items():
-        if value < least:
+        if not value >= least:
             raise ConfigError(f"decoder.{name}={value}: must be {'above 0' if 0 < least < 1 else f'{least} or more'}.")

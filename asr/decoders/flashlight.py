@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from asr.decoders.greedy import Spelling, collect_words
-from asr.decoders.scoring import check_spelling, load_model, read_lexicon
+from asr.decoders.scoring import load_model, read_lexicon
 from asr.errors import ConfigError, DataError
 from asr.lm.arpa import write_arpa
 from asr.lm.base import SPECIAL, UNKNOWN
@@ -161,7 +161,9 @@ class Flashlight:
         if given is None and vocabulary is None:
             raise ConfigError("decoder.lexicon: which words? A KenLM binary does not tell them: give decoder.lexicon=.")
         if given is not None:
-            check_spelling(given, [label for label in self.tokenizer.labels[1:] if label != SPACE], "lexicon")
+            for word in given:
+                if unknown := self.tokenizer.unknown(word):
+                    raise ConfigError(f"decoder.lexicon: '{word}' cannot be spelled: no label has '{unknown[0]}'.")
         known = (word for word in vocabulary or () if word not in SPECIAL and not self.tokenizer.unknown(word))
         words = list(known) if given is None else given
         if not words:

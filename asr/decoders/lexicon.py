@@ -66,6 +66,17 @@ def build_lexicon(words: Sequence[str], spellings: Sequence[str], word_starts: S
     return Lexicon(first, labels[order], targets[order], entries, trie.words, trie.parents)
 
 
+def unspellable(lexicon: Lexicon, words: Sequence[str]) -> list[str]:
+    """The words, in the order in which the lexicon was built from them, that no sequence of labels spells."""
+    reached = np.zeros(len(lexicon.words), np.bool_)
+    reached[lexicon.entries[lexicon.entries != OUTSIDE]] = True
+    reached[ROOT] = True
+    _reach(lexicon.first, lexicon.targets, reached)
+    found = np.zeros(len(words), np.bool_)
+    found[lexicon.words[reached & (lexicon.words >= 0)]] = True
+    return [word for word, spelled in zip(words, found.tolist(), strict=True) if not spelled]
+
+
 class _Trie(NamedTuple):
     first: np.ndarray
     codes: np.ndarray
@@ -171,6 +182,14 @@ def _fill_arcs(first, codes, children, piece_first, piece_codes, piece_children,
                 first, codes, children, piece_first, piece_codes, piece_children, numbers, np.int32(node),
                 labels[arcs[node] : arcs[node + 1]], targets[arcs[node] : arcs[node + 1]],
             )  # fmt: skip
+
+
+@jit
+def _reach(first, targets, reached):
+    for node in range(len(reached)):  # arcs lead to nodes of higher numbers
+        if reached[node]:
+            for arc in range(first[node], first[node + 1]):
+                reached[targets[arc]] = True
 
 
 @jit

@@ -85,30 +85,31 @@ class Rescored:
 
     def rescore(self, utterances: Sequence[Sequence[Hypothesis]]) -> list[list[Hypothesis]]:
         """The hypotheses of each utterance, from any decoder, with new scores and in their order."""
-        texts = list(dict.fromkeys(hypothesis.text for hypotheses in utterances for hypothesis in hypotheses))
-        log_probs = dict(zip(texts, self._score(texts), strict=True))
+        everything = [hypothesis for hypotheses in utterances for hypothesis in hypotheses]
+        units = list(dict.fromkeys(self._units(hypothesis) for hypothesis in everything))
+        log_probs = dict(zip(units, self._score(units), strict=True))
         return [
-            sorted((self._rescore(h, log_probs[h.text]) for h in hypotheses), key=lambda h: -h.score)
+            sorted((self._rescore(h, log_probs[self._units(h)]) for h in hypotheses), key=lambda h: -h.score)
             for hypotheses in utterances
         ]
 
     def _rescore(self, hypothesis: Hypothesis, log_prob: float) -> Hypothesis:
         first = hypothesis.lm_score or 0.0
         lm_score = self.keep * first + self.lm_weight * log_prob
-        score = hypothesis.score - first + lm_score + self.word_score * len(hypothesis.text.split())
+        score = hypothesis.score - first + lm_score + self.word_score * len(_words(hypothesis))
         return replace(hypothesis, score=score, lm_score=lm_score)
 
-    def _score(self, texts: list[str]) -> list[float]:
-        """Natural log-probabilities of texts."""
-        sentences = [self._units(text) for text in texts]
+    def _score(self, sentences: list[tuple[str, ...]]) -> list[float]:
+        """Natural log-probabilities of sentences in the model's units."""
         if hasattr(self.lm, "score_batch"):
             return np.asarray(self.lm.score_batch(sentences)).tolist()
         return [self.lm.score(sentence) for sentence in sentences]
 
-    def _units(self, text: str) -> list[str]:
+    def _units(self, hypothesis: Hypothesis) -> tuple[str, ...]:
         if self.lm.unit == "words":
-            return text.split()
-        return [self.tokenizer.labels[label].replace(" ", SPACE) for label in self.tokenizer.encode(text)]
+            return _words(hypothesis)
+        labels = self.tokenizer.encode(hypothesis.text)
+        return tuple(self.tokenizer.labels[label].replace(" ", SPACE) for label in labels)
 
     def _check_vocabulary(self) -> None:
         if self.lm.unit == "words":
@@ -125,6 +126,11 @@ class Rescored:
                 f"decoder.lm: a model of labels that does not know {len(missing)} of the tokenizer's {len(labels)}, "
                 f"such as '{missing[0]}'. Train it with this recognizer's tokenizer, or take a model of words."
             )
+
+
+def _words(hypothesis: Hypothesis) -> tuple[str, ...]:
+    """The words as the search counts them: Chinese characters are words of their own."""
+    return tuple(word.text for word in hypothesis.words) or tuple(hypothesis.text.split())
 
 
 def _move(model: Any, device: str) -> None:

@@ -252,14 +252,15 @@ def search(log_probs, begin, s, prefixes, spare, candidates, count, links, used)
                 for k in range(insides):
                     while arc < last and arc_labels[arc] < inside[k]:
                         arc += 1
-                    if arc < last and arc_labels[arc] == inside[k]:
+                    if spelled[inside[k]] == spelled[inside[k] + 1]:  # it says nothing, so it leads nowhere
+                        reached[reach], nodes[reach] = inside[k], p.node
+                        reach += 1
+                    elif arc < last and arc_labels[arc] == inside[k]:
                         reached[reach], nodes[reach] = inside[k], arc_targets[arc]
                         reach += 1
                     elif leaves:
                         reached[reach], nodes[reach] = inside[k], OUTSIDE
                         reach += 1
-                    elif arc == last:
-                        break
             hope += best_start + max(s.word_score, 0.0)
             if p.begun and (p.node == OUTSIDE or complete[p.node] < 0):
                 hope += s.unknown_loan

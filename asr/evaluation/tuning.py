@@ -16,7 +16,7 @@ import yaml
 from rich.progress import Progress
 from rich.table import Table
 
-from asr.bundle import map_options
+from asr.bundle import map_options, names_file
 from asr.data.index import ManifestIndex
 from asr.errors import AsrError, ConfigError, DataError
 from asr.evaluation.counts import ErrorCounts, count_characters, count_words
@@ -74,6 +74,9 @@ def search_space(decoder: Mapping[str, Any], given: Mapping[str, Sequence[Any] |
             default |= {score: SCORES} if score in decoder else {}
     if not default and "word_score" in decoder:
         default = {"word_score": SCORES}
+    for key, values in given.items():
+        if not isinstance(values, list | None):
+            raise ConfigError(f"search.{key}={values}: must be a list, such as search.{key}=[{values}].")
     chosen = default | {key: list(values) for key, values in given.items() if values is not None}
     for key, values in chosen.items():
         if key not in decoder:
@@ -100,6 +103,7 @@ def load_speech(recognizer: Recognizer, manifest: str | Path, cache: Path) -> Sp
         raise DataError(f"{manifest}: holds no utterance.")
     references = [recognizer.pipeline.text(utterance.text or "") for utterance in utterances]
     key = hashlib.sha256(Path(manifest).read_bytes())
+    key.update(repr((Path(manifest).resolve(), recognizer.channel, recognizer.sample_rate)).encode())
     for weights in recognizer.model.state_dict().values():
         key.update(weights.cpu().numpy().tobytes())
     header, content = cache / "emissions.json", cache / "emissions.npy"
@@ -117,7 +121,9 @@ def load_speech(recognizer: Recognizer, manifest: str | Path, cache: Path) -> Sp
         cache.mkdir(parents=True, exist_ok=True)
         header.unlink(missing_ok=True)
         np.save(content, np.concatenate(found))
-        header.write_text(json.dumps({"key": key.hexdigest(), "lengths": [len(x) for x in found]}))
+        partial = header.with_suffix(".partial")
+        partial.write_text(json.dumps({"key": key.hexdigest(), "lengths": [len(x) for x in found]}))
+        partial.replace(header)
     lengths = json.loads(header.read_text())["lengths"]
     rows = np.split(np.load(content, mmap_mode="r"), np.cumsum(lengths)[:-1])
     ids = frozenset(utterance.id for utterance in utterances)
@@ -128,8 +134,6 @@ def try_options(
     recognizer: Recognizer, speech: Speech, decoder: Mapping[str, Any], space: Mapping[str, list[Any]], metric: str
 ) -> list[Trial]:
     """Decode with every combination of the values; the trials, fewest errors first, else in their order."""
-    if metric not in COUNTS:
-        raise ConfigError(f"metric={metric}: must be wer or cer.")
     combinations = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
     trials = []
     with Progress(transient=True) as progress:
@@ -168,7 +172,7 @@ def absolute_paths(decoder: Mapping[str, Any]) -> dict[str, Any]:
     """The config with every path that exists made absolute, to be used from any folder."""
 
     def absolute(key: str, value: Any) -> Any:
-        return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+        return str(Path(value).resolve()) if names_file(key, value) else value
 
     return map_options(decoder, absolute)
 

@@ -120,6 +120,7 @@ class Tokenizer(ABC):
 
     def _set_labels(self, labels: list[str]) -> None:
         self._labels, self._ids = labels, {label: i for i, label in enumerate(labels) if i}
+        self.__dict__.pop("word_starts", None)
 
 
 def given_labels(labels: Iterable[str], unit: str) -> list[str]:

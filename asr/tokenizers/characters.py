@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from asr.errors import ConfigError
 from asr.tokenizers.base import Tokenizer, given_labels, require_text
@@ -26,8 +27,8 @@ class Characters(Tokenizer):
                 if len(label) > 1:
                     raise ConfigError(f"tokenizer.labels: '{label}' is more than one character. Try tokenizer=words.")
 
-    @property
-    def word_starts(self) -> list[bool]:
+    @cached_property
+    def word_starts(self) -> list[bool]:  # type: ignore[override]
         """True for the space, and for Chinese characters, which are written without."""
         return [label == " " or "CJK" in unicodedata.name(label[0], "") for label in self.labels]
 

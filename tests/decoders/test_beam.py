@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torchaudio.functional import forced_align, merge_tokens
 
 from asr.decoders import Beam
+from asr.decoders.search import search
 from asr.errors import ConfigError, DataError
 from asr.lm import Ngram
 from asr.testing import check_decoder
@@ -132,7 +135,7 @@ OPTIONS = {
     "word model, its words only": {"lm": True, "lm_weight": 0.8, "open_vocabulary": False},
     "label model": {"label_lm": True, "label_lm_weight": 0.6, "label_score": 0.2},
     "lexicon": {"lexicon": ["a", "abb"], "open_vocabulary": False},
-    "preferred lexicon": {"lexicon": ["a", "ba"], "unknown_score": -2.0, "word_score": 0.5},
+    "preferred lexicon": {"lexicon": ["a", "bab"], "unknown_score": -2.0, "word_score": 0.5},
     "lexicon and model": {"lexicon": ["a", "ab", "bb"], "lm": True, "lm_weight": 0.5, "open_vocabulary": False},
     "hotwords": {"hotwords": {"ab": 2.0, "b a": 3.0, "a": -1.0, "a b a": 1.5}},
     "hotwords and a closed lexicon": {"lexicon": ["a"], "hotwords": {"bb a": 1.0}, "open_vocabulary": False},
@@ -361,6 +364,14 @@ BAD = {
     "closed over nothing": ({"open_vocabulary": False}, "which words"),
     "lexicon word": ({"lexicon": ["ab", "abc"]}, "'abc' cannot be spelled: no label has 'c'"),
     "hotword": ({"hotwords": ["ab", "dab"]}, "'dab' cannot be spelled: no label has 'd'"),
+    "two words": ({"lexicon": ["a b"]}, "'a b' is not one word"),
+    "a lexicon of booleans": ({"lexicon": [True]}, "True is not one word. Put it in quotes"),
+    "a hotword that is a number": ({"hotwords": [2020]}, "2020 is not a phrase"),
+    "a weight that is none": ({"hotwords": {"a": "x"}}, "'x' is not a weight"),
+    "an infinite score": ({"word_score": float("inf")}, "must be a finite number"),
+    "not a number": ({"beam_threshold": float("nan")}, "decoder.beam_threshold=nan"),
+    "threads": ({"threads": -1}, "decoder.threads=-1"),
+    "no such model": ({"lm": "nowhere.arpa"}, r"decoder\.lm=nowhere\.arpa: No such file"),
     "no lexicon file": ({"lexicon": "nowhere.txt"}, "nowhere.txt cannot be read"),
 }
 
@@ -372,6 +383,53 @@ def test_bad_options_are_named(name):
         Beam(LETTERS, **options)
 
 
+def test_words_that_are_several_to_the_labels():
+    """Each Chinese character is a word: a word of two cannot be spelled."""
+    chinese = Characters(labels="北京我爱")
+    with pytest.raises(
+        ConfigError, match="'北京' cannot be spelled: in the tokenizer's labels it is more than one word"
+    ):
+        Beam(chinese, lexicon=["北京", "我"])
+    assert Beam(chinese, lexicon=["北", "京", "我"])
+    with pytest.raises(ConfigError, match="'onetwo' cannot be spelled"):
+        Beam(Words(["one", "two"]), lexicon=["onetwo"])
+
+
+def test_a_label_that_says_nothing_does_not_leave_the_lexicon():
+    class Marked(Pieces):
+        labels = ("<blank>", "▁", "▁a", "b", "~")
+
+        def decode(self, labels):
+            return super().decode(labels).replace("~", "")
+
+    sure = np.full((1, 3, 5), 0.01)
+    sure[0, np.arange(3), [2, 4, 3]] = 0.96
+    emissions = Emissions(np.log(sure).astype(np.float32), np.array([3]), 0.04)
+    [[found]] = Beam(Marked(), lexicon=["ab"], open_vocabulary=False)(emissions)
+    assert found.labels == (2, 4, 3)
+
+
+def test_nothing_possible_is_nothing_recognized():
+    emissions = np.full((1, 2, 4), -np.inf, np.float32)
+    emissions[..., 3] = 0.0
+    [[found]] = Beam(LETTERS, lexicon=["a"], open_vocabulary=False)(Emissions(emissions, np.array([2]), 0.04))
+    assert found.text == ""
+
+
+def test_it_is_compiled_once(models):
+    """A second compilation would take seconds in the middle of a run."""
+    emissions = speechlike(20, seed=1)
+    frozen = Emissions(emissions.log_probs.copy(), emissions.lengths, 0.04)
+    frozen.log_probs.flags.writeable = False
+    decoder = Beam(LETTERS, lm=models["lm"])
+    wanted = decoder(emissions)
+    compiled = len(search.signatures)
+    assert copy.deepcopy(decoder)(frozen) == wanted
+    assert pickle.loads(pickle.dumps(decoder))(emissions) == wanted
+    Beam(LETTERS, open_vocabulary=1, lexicon=["a"], hotwords=["b"])(emissions)
+    assert len(search.signatures) == compiled
+
+
 def test_a_model_of_another_unit_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match=r"decoder\.lm: a model of labels, but here goes one of words"):
         Beam(LETTERS, lm=models["label_lm"])
@@ -380,11 +438,11 @@ def test_a_model_of_another_unit_is_refused(models, tmp_path):
     foreign = write_arpa(
         tmp_path / "x.arpa", {("<unk>",): (-1, 0), ("<s>",): (-9, 0), ("</s>",): (-1, 0), ("xy",): (-1, 0)}
     )
-    with pytest.raises(ConfigError, match="none of its words can be spelled"):
+    with pytest.raises(ConfigError, match="1 of its 1 words cannot be spelled, such as 'xy': no label has 'x'"):
         Beam(LETTERS, lm=foreign)
     letters = {key: value for key, value in LABEL_MODEL.items() if "<space>" not in key}
     write_arpa(tmp_path / "letters.arpa", letters)
-    with pytest.raises(ConfigError, match="all its words are labels of the tokenizer, such as 'a'"):
+    with pytest.raises(ConfigError, match="all its words are labels of the tokenizer, such as 'b'"):
         Beam(LETTERS, lm=str(tmp_path / "letters.arpa"))
     assert Beam(LETTERS, label_lm=str(tmp_path / "letters.arpa"))
     with pytest.raises(ConfigError, match="does not know 3 of the tokenizer's 3 labels"):

@@ -150,8 +150,8 @@ def test_half_a_word_where_no_other_hypothesis_is_left():
 
 def test_holds_the_contract(arpa):
     check_decoder(Flashlight(LETTERS, nbest=4), LETTERS)
-    check_decoder(Flashlight(LETTERS, nbest=4, lexicon=["ab", "b"]), LETTERS)
-    check_decoder(Flashlight(LETTERS, nbest=4, lm=arpa), LETTERS)
+    check_decoder(Flashlight(LETTERS, nbest=4, lexicon=["aa", "ab", "b"]), LETTERS)
+    check_decoder(Flashlight(LETTERS, nbest=4, lm=arpa, lexicon=["aa", "ab", "b"]), LETTERS)
     words = Words(["yes", "no", "maybe"])
     check_decoder(Flashlight(words), words)
     pieces = SentencePiece(vocab_size=13)
@@ -166,7 +166,7 @@ BAD = {
     "unknown_score": ({"lexicon": ["a"], "unknown_score": 1.0}, "0 or less"),
     "words without words": ({"word_score": 1.0}, "decoder.lexicon= or decoder.lm="),
     "lexicon word": ({"lexicon": ["ab", "abc"]}, "'abc' cannot be spelled: no label has 'c'"),
-    "two words in one": ({"lexicon": ["a b"]}, "'a b' cannot be spelled"),
+    "two words in one": ({"lexicon": ["a b"]}, "'a b' is not one word"),
     "no lexicon file": ({"lexicon": "nowhere.txt"}, "nowhere.txt cannot be read"),
 }
 

@@ -115,6 +115,29 @@ def test_an_installed_decoder_travels_with_the_bundle(bundle, tmp_path):
     assert (tmp_path / "moved/lm/lm.arpa").read_text() == ARPA
 
 
+def test_a_failure_leaves_the_bundle_as_it_was(bundle, tmp_path, monkeypatch):
+    before = {path.name: path.read_bytes() for path in (bundle / "bundle").glob("*.*")}
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name == "new":
+            raise OSError("no space left")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no space"):
+        install_decoder(bundle, {"_target_": "asr.decoders.Greedy"})
+    assert {path.name: path.read_bytes() for path in (bundle / "bundle").glob("*.*")} == before
+
+
+def test_only_file_options_are_paths(bundle, tmp_path, monkeypatch):
+    (tmp_path / "auto").mkdir()
+    monkeypatch.chdir(tmp_path)
+    decoder = {"lm": "words.arpa", "lm_device": "auto", "lexicon": "", "beam": {"lm": "nowhere.arpa"}}
+    found = tuning.absolute_paths(decoder)
+    assert found == {**decoder, "lm": str(tmp_path / "words.arpa")}
+
+
 def test_models_of_a_nested_search_travel_too(bundle, tmp_path):
     lm = str(tmp_path / "words.arpa")
     folder = install_decoder(bundle, {"_target_": "asr.decoders.Rescored", "lm": lm, "beam": {"lm": lm}})
@@ -135,7 +158,11 @@ def test_a_bundle_reads_nothing_outside_itself(bundle, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"lm_wait": [1]}, "search.lm_wait: the decoder has no option"), ({"beam": []}, "search.beam: the list")],
+    [
+        ({"lm_wait": [1]}, "search.lm_wait: the decoder has no option"),
+        ({"beam": 50}, r"search.beam=50: must be a list, such as search.beam=\[50\]"),
+        ({"beam": []}, "search.beam: the list"),
+    ],
 )
 def test_bad_searches(given, message):
     with pytest.raises(ConfigError, match=message):
