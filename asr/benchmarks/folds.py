@@ -8,6 +8,7 @@ weights with which a fold is scored are those that make the fewest errors on the
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ DECODERS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, list[float]
     "label LM, word LM, its words only": (("lm", "label_lm"), {"open_vocabulary": False}, BOTH),
 }
 """For each row the models, the options, and the values among which the other folds choose."""
+HOTWORD_WEIGHTS = [0.0, 2.0, 4.0, 6.0, 10.0, 14.0]
 
 
 class Fold:
@@ -82,6 +84,8 @@ def folds(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement], d
             measured.append(
                 Measurement(f"{name} {seed}", f"{name}, group {seed}", 100 * counts.rate, "% WER", note=note)
             )
+        for weight in (None, *HOTWORD_WEIGHTS) if config["hotwords"] else ():
+            measured.append(_hotwords(group, set(config["hotwords"]), weight, config["order"], seed))
     for name, groups in totals.items():
         rates = [100 * counts.rate for counts in groups]
         note = f"from {min(rates):.2f} to {max(rates):.2f}; {sum(groups, ErrorCounts()).format('all')}"
@@ -147,3 +151,31 @@ def _cross_tuned(
         best = min(counts, key=lambda choice: sum(c.errors for k, c in enumerate(counts[choice]) if k != scored))
         total += counts[best][scored]
     return total
+
+
+def _hotwords(group: Sequence[Fold], words: set[str], weight: float | None, order: int, seed: int) -> Measurement:
+    """The errors on utterances without some words, which a model of other sentences does not know; how many are found.
+
+    `weight` is that of the words as hotwords, `None` to name none.
+    """
+    from asr.decoders import Beam
+    from asr.lm import KneserNey
+
+    counts, there, found, wrong = ErrorCounts(), 0, 0, 0
+    for fold in group:
+        texts = [text.split() for other in group if other is not fold for text in other.speech.references]
+        options: dict[str, Any] = {"lm": KneserNey(order=order).fit([text for text in texts if not words & {*text}])}
+        if weight is not None:
+            options |= {"hotwords": sorted(words), "hotword_weight": weight}
+        decoder = Beam(fold.recognizer.pipeline.tokenizer, lm_weight=0.5, word_score=1.5, **options)
+        for emissions, references in fold.speech.batches():
+            for reference, n_best in zip(references, decoder(emissions), strict=True):
+                said, heard = Counter(reference.split()), Counter(n_best[0].text.split())
+                there += sum(said[word] for word in words)
+                found += sum(min(said[word], heard[word]) for word in words)
+                wrong += sum(max(heard[word] - said[word], 0) for word in words)
+                if not words & said.keys():
+                    counts += count_words([reference], [n_best[0].text])
+    name = "no hotwords" if weight is None else f"hotwords of weight {weight:g}"
+    note = f"{found} of {there} found, {wrong} false; {counts.format('others')}"
+    return Measurement(f"{name} {seed}", f"{name}, group {seed}", 100 * counts.rate, "% WER", note=note)

@@ -174,11 +174,14 @@ def runs(tmp_path) -> list[Path]:
 
 
 def test_folds(tmp_path, runs):
-    results = benchmark("folds", tmp_path, f"runs=[{runs[0]},{runs[1]}]", "order=2", "label_order=3")["results"]
+    results = benchmark("folds", tmp_path, f"runs=[{runs[0]},{runs[1]}]", "order=2", "label_order=3", "hotwords=[fed]")[
+        "results"
+    ]
     words = sum(len(json.loads(line)["text"].split()) for run in runs for line in (run / "validation.jsonl").open())
     for name in ("greedy", "beam", "beam, word LM", "beam, label LM, word LM, its words only"):
         assert results[f"{name} 0"]["value"] == results[name]["value"], "one group: its mean is itself"
         assert f"/ {words}," in results[name]["note"], "every word is scored once"
+    assert "of 2 found" in results["hotwords of weight 14 0"]["note"]
     errors = 0
     for run in runs:
         recognizer, index = asr.load(run, "cpu"), ManifestIndex(run / "validation.jsonl")
