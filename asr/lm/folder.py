@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from asr.errors import CheckpointError, DataError
+from asr.lm.base import SPECIAL
 
 HEADER = "lm.yaml"
+VOCABULARY = "vocabulary.txt"
 FORMAT = 1
 
 
@@ -71,3 +73,23 @@ def read_header(folder: str | Path) -> dict[str, Any]:
     if not isinstance(header.get("format"), int) or header["format"] > FORMAT:
         raise CheckpointError(f"{path}: written by a newer version of the toolkit. Upgrade to load it.")
     return header
+
+
+def read_vocabulary(path: Path, size: int) -> list[str]:
+    """The words of a model, one in each line.
+
+    Raises:
+        CheckpointError: the file is missing, or does not hold so many different words.
+    """
+    try:
+        vocabulary = path.read_bytes().decode().split("\n")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file: the model is not whole. Copy the whole folder.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}). Fetch it again.") from None
+    if vocabulary.pop() or len(vocabulary) != size or len(set(vocabulary)) != size or tuple(vocabulary[:3]) != SPECIAL:
+        raise CheckpointError(
+            f"{path}: damaged: {size:,} different words are expected, one in a line, {' '.join(SPECIAL)} first. "
+            "Fetch it again."
+        )
+    return vocabulary

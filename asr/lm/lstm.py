@@ -15,7 +15,6 @@ from torch.nn import functional
 from asr.errors import CheckpointError
 from asr.lm import folder as folders
 from asr.lm.base import SPECIAL, UNITS, Perplexity
-from asr.lm.ngram import VOCABULARY, _read_vocabulary
 from asr.lm.sampling import LONGEST, check_temperature, spell
 
 UNKNOWN, BOS, EOS = range(3)
@@ -202,7 +201,7 @@ class Lstm(nn.Module):
 
         def write(new: Path) -> None:
             save_file(weights, new / WEIGHTS)
-            (new / VOCABULARY).write_bytes("".join(f"{word}\n" for word in self.vocabulary).encode())
+            (new / folders.VOCABULARY).write_bytes("".join(f"{word}\n" for word in self.vocabulary).encode())
 
         folders.save_folder(folder, header, write)
 
@@ -238,7 +237,7 @@ class Lstm(nn.Module):
             raise CheckpointError(f"{file}: damaged: its values make no model. Fetch it again.")
         if header["tied"] and "embedding.weight" in weights:
             weights["output.weight"] = weights["embedding.weight"]
-        vocabulary = _read_vocabulary(folder / VOCABULARY, len(weights["output.bias"]))
+        vocabulary = folders.read_vocabulary(folder / folders.VOCABULARY, len(weights["output.bias"]))
         try:
             with torch.device("meta"):  # without initial values, which would be drawn from the random state of all
                 model = cls(vocabulary, **{key: header[key] for key in ("unit", *kinds)})

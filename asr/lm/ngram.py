@@ -19,7 +19,6 @@ FLOOR = -100.0
 """The lowest log10 probability: what KenLM, too, gives to a word that a model cannot predict."""
 ARRAYS = {"words": np.int32, "log_probs": np.float32, "backoffs": np.float32, "first": np.int32, "suffixes": np.int32}
 """What a saved model consists of, a file each."""
-VOCABULARY = "vocabulary.txt"
 
 
 @jit
@@ -202,7 +201,7 @@ class Ngram:
         def write(new: Path) -> None:
             for name in ARRAYS:
                 np.save(new / f"{name}.npy", getattr(self, name))
-            (new / VOCABULARY).write_bytes("".join(f"{word}\n" for word in self.vocabulary).encode())
+            (new / folders.VOCABULARY).write_bytes("".join(f"{word}\n" for word in self.vocabulary).encode())
 
         folders.save_folder(folder, header, write)
 
@@ -220,7 +219,7 @@ class Ngram:
         nodes, contexts = 1 + sum(counts), 1 + sum(counts[:-1])
         lengths = {"backoffs": contexts, "first": contexts + 1}
         arrays = {name: _read_array(folder / f"{name}.npy", lengths.get(name, nodes)) for name in ARRAYS}
-        vocabulary = _read_vocabulary(folder / VOCABULARY, counts[0])
+        vocabulary = folders.read_vocabulary(folder / folders.VOCABULARY, counts[0])
         model = cls(**arrays, order=order, vocabulary=vocabulary, unit=header["unit"], metadata=header["metadata"])
         model._check(folder)
         return model
@@ -255,18 +254,3 @@ def _read_array(path: Path, length: int) -> np.ndarray:
             f"{array.shape}. Its files are not of one model: copy the whole folder."
         )
     return array
-
-
-def _read_vocabulary(path: Path, size: int) -> list[str]:
-    try:
-        vocabulary = path.read_bytes().decode().split("\n")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file: the model is not whole. Copy the whole folder.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}). Fetch it again.") from None
-    if vocabulary.pop() or len(vocabulary) != size or len(set(vocabulary)) != size or tuple(vocabulary[:3]) != SPECIAL:
-        raise CheckpointError(
-            f"{path}: damaged: {size:,} different words are expected, one in a line, {' '.join(SPECIAL)} first. "
-            "Fetch it again."
-        )
-    return vocabulary
