@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ import torch
 
 from asr.benchmarks.objective import text_log_prob
 from asr.decoders import Beam, Flashlight
+from asr.decoders.beam import CLOSED, OPEN
 from asr.lm import Ngram
 from asr.types import Emissions
 
 FRAME_SECONDS = 0.02
-PRUNING = {name: option.default for name, option in inspect.signature(Beam).parameters.items() if "threshold" in name}
-"""Our own; the others prune likewise, where by their own defaults they would be slower."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,8 @@ def beam_open(task: Task) -> Decode:
 def flashlight(task: Task) -> Decode:
     import flashlight.lib.text  # noqa: F401
 
-    decoder = Flashlight(task.tokenizer, task.beam, PRUNING["beam_threshold"], lm=task.arpa, **task.scores)
+    # it prunes as ours does: by its own default it would be slower
+    decoder = Flashlight(task.tokenizer, task.beam, CLOSED["beam_threshold"], lm=task.arpa, **task.scores)
     return lambda utterance: decoder(utterance.emissions)[0][0].text
 
 
@@ -133,7 +132,7 @@ def fast_ctc_decode(task: Task) -> Decode:
     alphabet = "".join(["-", *task.tokenizer.labels[1:]])
 
     def decode(utterance: Posteriors) -> str:
-        text, _ = beam_search(utterance.probs, alphabet, task.beam, math.exp(-PRUNING["label_threshold"]))
+        text, _ = beam_search(utterance.probs, alphabet, task.beam, math.exp(-OPEN["label_threshold"]))
         return " ".join(text.split())
 
     return decode

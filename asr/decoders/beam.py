@@ -31,6 +31,10 @@ from asr.errors import ConfigError, DataError
 from asr.types import Emissions, Hypothesis, Partial, Word
 
 
+OPEN, CLOSED = {"beam_threshold": 20.0, "label_threshold": 8.0}, {"beam_threshold": 30.0, "label_threshold": 20.0}
+"""How much is pruned with an open and with a closed vocabulary, if it is not said."""
+
+
 class Beam:
     """CTC prefix beam search (Graves & Jaitly, ICML 2014; with language models: Hannun et al., arXiv 1408.2873).
 
@@ -105,10 +109,9 @@ class Beam:
         threads: int | None = None,
     ):
         _check_range(beam=(beam, 1), nbest=(nbest, 1), lm_weight=(lm_weight, 0), label_lm_weight=(label_lm_weight, 0))
-        if beam_threshold is None:
-            beam_threshold = 20.0 if open_vocabulary else 30.0
-        if label_threshold is None:
-            label_threshold = 8.0 if open_vocabulary else 20.0
+        default = OPEN if open_vocabulary else CLOSED
+        beam_threshold = default["beam_threshold"] if beam_threshold is None else beam_threshold
+        label_threshold = default["label_threshold"] if label_threshold is None else label_threshold
         _check_range(beam_threshold=(beam_threshold, 1e-9), label_threshold=(label_threshold, 0))
         _check_range(threads=(threads or 1, 1))
         scores = {"unknown_score": unknown_score, "word_score": word_score, "label_score": label_score}
