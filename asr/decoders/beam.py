@@ -30,7 +30,6 @@ from asr.decoders.search import end, search
 from asr.errors import ConfigError, DataError
 from asr.types import Emissions, Hypothesis, Partial, Word
 
-
 OPEN, CLOSED = {"beam_threshold": 20.0, "label_threshold": 8.0}, {"beam_threshold": 30.0, "label_threshold": 20.0}
 """How much is pruned with an open and with a closed vocabulary, if it is not said."""
 
