@@ -16,8 +16,10 @@ class SpecAugment(nn.Module):
     Args:
         frequency_masks: how many bands.
         frequency_width: the widest band, in features; each width is uniform from 0 to it.
-        time_masks: how many spans.
+        time_masks: how many spans; below 1, how many for each frame of the utterance, rounded down (adaptive
+            multiplicity, Park et al., arXiv 1912.05533: 0.04, with a time_width of 0.04).
         time_width: the longest span, as a share of the utterance's frames.
+        most_time_masks: where their number grows with the utterance, it does so up to here.
 
     Shapes: features (B, T, D), lengths (B,) → the same.
     """
@@ -28,14 +30,18 @@ class SpecAugment(nn.Module):
         self,
         frequency_masks: int = 2,
         frequency_width: int = 27,
-        time_masks: int = 2,
+        time_masks: float = 2,
         time_width: float = 0.1,
+        most_time_masks: int = 20,
     ):
         super().__init__()
-        if frequency_masks < 0 or time_masks < 0 or frequency_width < 0 or not 0 <= time_width <= 1:
+        counts = (frequency_masks, frequency_width, time_masks, most_time_masks)
+        if min(counts) < 0 or not 0 <= time_width <= 1:
             raise ConfigError("augment.specaugment: counts and widths must not be negative, time_width at most 1.")
+        if time_masks >= 1 and time_masks != int(time_masks):
+            raise ConfigError(f"augment.specaugment.time_masks={time_masks}: must be whole, or below 1 (per frame).")
         self.frequency_masks, self.frequency_width = frequency_masks, frequency_width
-        self.time_masks, self.time_width = time_masks, time_width
+        self.time_masks, self.time_width, self.most_time_masks = time_masks, time_width, most_time_masks
 
     def forward(self, features: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         _, frames, dim = features.shape
@@ -44,7 +50,8 @@ class SpecAugment(nn.Module):
         for row, (length, random) in enumerate(zip(lengths.tolist(), generators(seeds, 2), strict=True)):
             for _ in range(self.frequency_masks):
                 _mask(bands[row], dim, min(self.frequency_width, dim), random)
-            for _ in range(self.time_masks):
+            count = self.time_masks if self.time_masks >= 1 else min(length * self.time_masks, self.most_time_masks)
+            for _ in range(int(count)):
                 _mask(spans[row], length, int(length * self.time_width), random)
         hidden = torch.from_numpy(bands)[:, None, :] | torch.from_numpy(spans)[:, :, None]
         return features.masked_fill(hidden.to(features.device, non_blocking=True), 0), lengths

@@ -120,7 +120,27 @@ def test_more_bands_than_features():
     assert (masked == 0).any()
 
 
-@pytest.mark.parametrize("options", [{"time_masks": -1}, {"frequency_width": -1}, {"time_width": 1.1}])
+def test_adaptive_masks_grow_with_the_utterance():
+    augment = SpecAugment(frequency_masks=0, time_masks=0.04, time_width=0.04, most_time_masks=20)
+    lengths = torch.tensor([10, 24, 25, 100, 300, 900])
+    shares = torch.zeros(6)
+    for number in range(40):
+        masked, _ = augment(torch.ones(6, 900, 4), lengths, torch.arange(6) + 6 * number)
+        for row, length in enumerate(lengths.tolist()):
+            frames, _ = masks(masked[row, :length])
+            count = min(int(0.04 * length), 20)
+            assert spans(frames) <= count and frames.sum() <= count * int(0.04 * length)
+            assert not (masked[row, length:] == 0).any()
+            shares[row] += frames.mean() / 40
+    assert shares[:2].eq(0).all()  # too short for a mask
+    assert 0.05 < shares[3] < 0.09 and 0.18 < shares[4] < 0.25  # 4 and 12 masks of 2 % in the mean, less overlaps
+    assert 0.29 < shares[5] < 0.37  # 20, not 36
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"time_masks": -1}, {"time_masks": 1.5}, {"frequency_width": -1}, {"time_width": 1.1}, {"most_time_masks": -1}],
+)
 def test_specaugment_config_errors(options):
     with pytest.raises(ConfigError, match=r"augment\.specaugment"):
         SpecAugment(**options)
