@@ -7,5 +7,6 @@ is altered in the same way whatever batch, rank or resumed run it is met in.
 
 from asr.augment.specaugment import SpecAugment
 from asr.augment.speed import SpeedPerturbation
+from asr.augment.vtlp import Vtlp
 
-__all__ = ["SpecAugment", "SpeedPerturbation"]
+__all__ = ["SpecAugment", "SpeedPerturbation", "Vtlp"]
