@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.utils import get_object
@@ -16,8 +18,10 @@ from omegaconf import OmegaConf
 
 from asr import plugins
 from asr.cli import _register_resolvers
+from asr.errors import ConfigError
 from asr.pipeline import build
 from asr.training.module import build_augmentations
+from asr.training.run import _fit
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -89,6 +93,23 @@ def test_augmentations_build(name: str) -> None:
     assert len(build_augmentations(composed("train", f"augment=[{name.split('/')[1]}]")["augment"])) == 1
 
 
+def test_augmentations_follow_the_featurizer() -> None:
+    names = ("vtlp", "noise", "reverb", "telephone", "codec")
+    chosen = f"augment=[{','.join(names)}]"
+    augment = composed("train", chosen, "featurizer.sample_rate=8000", "featurizer.bands=40")["augment"]
+    assert {augment[name]["sample_rate"] for name in names} == {8000} and augment["vtlp"]["bands"] == 40
+    with pytest.raises(ConfigError, match="featurizer=log_mel"):
+        build_augmentations(composed("train", "augment=[vtlp]", "featurizer=spectrogram")["augment"])
+
+
+def test_speed_and_tempo_multiply() -> None:
+    """An utterance that both make shorter must still have frames for its labels."""
+    config = composed("train", "augment=[speed,tempo]", "encoder.layers=1", "encoder.width=8")
+    pipeline = build(config, texts=["one two three"])
+    expected = pipeline.model.output_lengths(torch.tensor([int(160000 / 1.21)]))
+    assert _fit(pipeline, config).frames(np.array([10.0])).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("corpus/")])
 def test_corpora_compose_for_prepare(name: str) -> None:
     config = composed("prepare", f"corpus={name.split('/')[1]}", "out=x")
@@ -98,8 +119,6 @@ def test_corpora_compose_for_prepare(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("schedule/")])
 def test_schedules_run_to_their_last_step(name: str) -> None:
-    import torch
-
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     config = composed("train", f"schedule={name.split('/')[1]}")["schedule"]
     schedule = plugins.instantiate(config, "schedule", optimizer=optimizer, steps=20)

@@ -54,6 +54,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         noise(tmp_path / "more" / f"{name}.wav")
     (tmp_path / "recordings.csv").write_text("file,sentence,who\n" + rows)
     noise(tmp_path / "dev.wav")
+    noise(tmp_path / "noises" / "hum.wav")
     (tmp_path / "dev.jsonl").write_text('{"audio_filepath": "dev.wav", "text": "yes no"}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path

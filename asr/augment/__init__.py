@@ -5,8 +5,16 @@ An augmentation takes `(x, lengths, seeds)` and returns `(x, lengths)`; its `dom
 is altered in the same way whatever batch, rank or resumed run it is met in.
 """
 
+from asr.augment.codec import Codec
+from asr.augment.noise import Noise
+from asr.augment.reverb import Reverb
 from asr.augment.specaugment import SpecAugment
 from asr.augment.speed import SpeedPerturbation
+from asr.augment.telephone import Telephone
+from asr.augment.tempo import Tempo
+from asr.augment.volume import Volume
 from asr.augment.vtlp import Vtlp
 
-__all__ = ["SpecAugment", "SpeedPerturbation", "Vtlp"]
+__all__ = [
+    "Codec", "Noise", "Reverb", "SpecAugment", "SpeedPerturbation", "Telephone", "Tempo", "Volume", "Vtlp",
+]  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from asr.augment.options import check_probability, check_range
 from asr.augment.seeds import generators
 from asr.errors import ConfigError
 
@@ -51,10 +52,8 @@ class Vtlp(nn.Module):
         super().__init__()
         if bands < 2:
             raise ConfigError(f"augment.vtlp.bands={bands}: warps log mel energies: take featurizer=log_mel.")
-        if not 0.5 <= lowest <= highest <= 2:
-            raise ConfigError(f"augment.vtlp: lowest={lowest} and highest={highest} must ascend, within 0.5 … 2.")
-        if not 0 <= probability <= 1:
-            raise ConfigError(f"augment.vtlp.probability={probability}: must be from 0 to 1.")
+        check_range("vtlp", "", lowest, highest, 0.5, 2)
+        check_probability("vtlp", probability)
         self.bands, self.lowest, self.highest, self.probability = bands, lowest, highest, probability
         self.top = sample_rate / 2 if high_hz is None else high_hz
         self.boundary = 0.6 * self.top if boundary_hz is None else boundary_hz

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -148,7 +149,8 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool) -> L.Trainer:
 
 
 def _fit(pipeline: Pipeline, config: Mapping[str, Any]) -> Fit:
-    speed = max([1.0, *(getattr(stage, "max_speed", 1.0) for stage in build_augmentations(config["augment"]))])
+    # one may speed up what another has sped up
+    speed = math.prod(max(1.0, getattr(a, "max_speed", 1.0)) for a in build_augmentations(config["augment"]))
     model = pipeline.model
 
     def frames(seconds: np.ndarray) -> np.ndarray:

@@ -1,0 +1,42 @@
+"""Folders of recordings, noises or impulse responses, that an augmentation draws from."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from asr.data.audio import AUDIO_SUFFIXES, audio_duration, read_audio
+from asr.errors import AudioError, ConfigError
+
+SILENCE = 1e-4
+"""Peak below which a recording holds nothing: -80 dB."""
+
+
+@lru_cache
+def recordings(folder: str, key: str) -> tuple[tuple[Path, float], ...]:
+    """All audio files below a folder, in the order of their names, with their seconds; each is read, and once only.
+
+    Raises:
+        ConfigError: there is no such folder, or no audio in it; `key` says where it was named.
+        AudioError: a file cannot be read, or is silent.
+    """
+    if not Path(folder).is_dir():
+        raise ConfigError(f"{key}={folder}: no such folder.")
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    if not paths:
+        raise ConfigError(f"{key}={folder}: no audio in it ({', '.join(AUDIO_SUFFIXES)}).")
+    return tuple((path, _checked_duration(path, key)) for path in paths)
+
+
+def _checked_duration(path: Path, key: str) -> float:
+    try:
+        seconds = audio_duration(path)
+        samples = read_audio(path, soundfile.info(path).samplerate)
+    except AudioError as error:
+        raise AudioError(f"{key}: {error}") from None
+    if np.abs(samples).max() < SILENCE:
+        raise AudioError(f"{key}: {path}: is silent. Leave the file out.")
+    return seconds
