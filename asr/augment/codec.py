@@ -23,7 +23,7 @@ RATES = {
 
 
 class Codec(nn.Module):
-    """Compress each utterance by a random codec and bit rate, and decode it (Vu et al., Interspeech 2019).
+    """Compress each utterance by a random codec and bit rate, and decode it (Vu et al., APSIPA 2019).
 
     libsndfile does both, on the CPU, in as many threads as torch has: Opus takes about 17 ms for a second of speech,
     MP3 4. A codec's delay is taken out; what lies beyond -1 … 1 may be clipped.
@@ -63,28 +63,22 @@ class Codec(nn.Module):
         self.logs = (np.log(lowest_kbps), np.log(highest_kbps))
 
     def forward(self, waveforms: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        samples = waveforms.cpu().numpy()
-        jobs = [
-            (
-                row,
-                samples[row, : int(lengths[row])],
-                str(random.choice(self.codecs)),
-                np.exp(random.uniform(*self.logs)),
-            )
+        draws = {
+            row: (str(random.choice(self.codecs)), np.exp(random.uniform(*self.logs)))
             for row, random in enumerate(generators(seeds, 8))
             if random.random() < self.probability
-        ]
-        if not jobs:
+        }
+        if not draws:
             return waveforms, lengths
-        heard = samples.copy()
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            for (row, plain, *_), decoded in zip(jobs, threads.map(self._round_trip, jobs), strict=True):
-                heard[row, : len(plain)] = decoded
-        return torch.from_numpy(heard).to(waveforms.device), lengths
+        heard = waveforms.cpu().numpy().copy()
 
-    def _round_trip(self, job: tuple[int, np.ndarray, str, float]) -> np.ndarray:
-        _, samples, codec, kbps = job
-        return decode(encode(samples, self.sample_rate, codec, kbps), len(samples))
+        def round_trip(row: int) -> None:
+            samples = heard[row, : int(lengths[row])]
+            samples[:] = decode(encode(samples, self.sample_rate, *draws[row]), len(samples))
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            list(threads.map(round_trip, draws))  # a list raises what a thread raised
+        return torch.from_numpy(heard).to(waveforms.device), lengths
 
 
 def encode(samples: np.ndarray, sample_rate: int, codec: str, kbps: float) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor, nn
 
+from asr.augment.convolution import convolve
 from asr.augment.folder import recordings
 from asr.augment.options import check_probability, check_range
 from asr.augment.seeds import generators
@@ -21,7 +21,7 @@ class Reverb(nn.Module):
     """Put each utterance into a room (Ko et al., ICASSP 2017).
 
     The impulse response is measured, of a random file, or simulated: after the direct sound, Gaussian noise that
-    decays by 60 dB in a random reverberation time (Polack 1988; Habets 2006). All begin at their peak, the direct
+    decays by 60 dB in a random reverberation time (Polack 1988). All begin at their peak, the direct
     sound, so that speech stays where it is in time. Lengths and each utterance's energy stay as they are.
 
     Args:
@@ -68,7 +68,7 @@ class Reverb(nn.Module):
         rows = torch.tensor([*responses])
         padded = nn.utils.rnn.pad_sequence([*responses.values()], batch_first=True)
         dry = waveforms[rows.to(waveforms.device)]
-        wet = torchaudio.functional.fftconvolve(dry, padded.to(waveforms.device))[:, : dry.shape[1]]
+        wet = convolve(dry, padded.to(waveforms.device))[:, : dry.shape[1]]
         wet = wet.masked_fill(~frame_mask(lengths[rows], dry.shape[1], dry.device), 0)
         energies = dry.square().sum(1, keepdim=True) / wet.square().sum(1, keepdim=True).clamp(min=1e-20)
         return waveforms.index_copy(0, rows.to(waveforms.device), wet * energies.sqrt()), lengths

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchaudio.functional import fftconvolve, resample
 
+from asr.augment.convolution import convolve
 from asr.augment.options import check_probability
 from asr.augment.seeds import generators
 from asr.errors import ConfigError
@@ -17,11 +17,11 @@ RATE = 8000
 class Telephone(nn.Module):
     """Send each utterance over the telephone: 8 kHz, band-pass (ITU-T G.712), μ-law companding (ITU-T G.711).
 
-    The filter is a linear-phase windowed sinc, and centred: speech stays where it is in time. All up to the companding
-    is computed in float64: a rounding that depends on the batch would now and then end in another step of it.
+    One linear-phase windowed sinc filters ahead of both changes of the rate, centred: speech stays where it is in time.
+    All up to the companding is float64: roundings that depend on the batch would now and then end in another step.
 
     Args:
-        sample_rate: of the waveforms; 8000 or more.
+        sample_rate: of the waveforms, a multiple of 8000 Hz.
         low_hz, high_hz: what the line lets pass.
         probability: of an utterance to be altered.
 
@@ -35,15 +35,16 @@ class Telephone(nn.Module):
         self, sample_rate: int = 16000, low_hz: float = 300.0, high_hz: float = 3400.0, probability: float = 0.2
     ):
         super().__init__()
-        if sample_rate < RATE:
-            raise ConfigError(f"augment.telephone.sample_rate={sample_rate}: must be {RATE} or more.")
-        if not 0 <= low_hz < high_hz <= RATE / 2:
-            raise ConfigError(f"augment.telephone: low_hz={low_hz} and high_hz={high_hz} must ascend, from 0 to 4000.")
+        if sample_rate < RATE or sample_rate % RATE:
+            raise ConfigError(f"augment.telephone.sample_rate={sample_rate}: must be a multiple of {RATE} Hz.")
+        if not 0 <= low_hz < high_hz <= 3900:
+            raise ConfigError(f"augment.telephone: low_hz={low_hz} and high_hz={high_hz} must ascend, within 0 … 3900.")
         check_probability("telephone", probability)
-        self.sample_rate, self.probability = sample_rate, probability
-        times = torch.arange(-128, 129, dtype=torch.float64) / RATE  # 32 ms: an edge is about 100 Hz wide
+        self.step, self.probability = sample_rate // RATE, probability
+        self.delay = 128 * self.step
+        times = torch.arange(-self.delay, self.delay + 1).double() / sample_rate  # 32 ms: edges 100 Hz wide
         band = 2 * high_hz * torch.sinc(2 * high_hz * times) - 2 * low_hz * torch.sinc(2 * low_hz * times)
-        taps = band * torch.hann_window(259, periodic=False, dtype=torch.float64)[1:-1] / RATE
+        taps = band * torch.hann_window(len(times), periodic=False, dtype=torch.float64) / sample_rate
         self.register_buffer("filter", taps[None], persistent=False)
 
     def forward(self, waveforms: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,15 +52,16 @@ class Telephone(nn.Module):
         if not len(rows):
             return waveforms, lengths
         place = rows.to(waveforms.device)
-        samples = waveforms.shape[1]
-        narrow = resample(waveforms[place].double(), self.sample_rate, RATE, lowpass_filter_width=16)
-        # a filter rings past an utterance's end, where the next must find silence
-        padding = ~frame_mask(-(-lengths[rows] * RATE // self.sample_rate), narrow.shape[1], narrow.device)
-        narrow = fftconvolve(narrow.masked_fill(padding, 0), self.filter, mode="same")
-        narrow = mu_law(narrow).masked_fill(padding, 0).float()
-        heard = resample(narrow, RATE, self.sample_rate, lowpass_filter_width=16)[:, :samples]
-        heard = heard.masked_fill(~frame_mask(lengths[rows], samples, heard.device), 0)
-        return waveforms.index_copy(0, place, heard), lengths
+        narrow = mu_law(self._filtered(waveforms[place].double())[:, :: self.step])
+        # the filter rings past an utterance's end, and must find silence there when it is met again
+        padding = ~frame_mask(-(-lengths[rows] // self.step), narrow.shape[1], narrow.device)
+        heard = torch.zeros_like(waveforms[place])
+        heard[:, :: self.step] = self.step * narrow.masked_fill(padding, 0).float()
+        padding = ~frame_mask(lengths[rows], heard.shape[1], heard.device)
+        return waveforms.index_copy(0, place, self._filtered(heard).masked_fill(padding, 0)), lengths
+
+    def _filtered(self, x: Tensor) -> Tensor:
+        return convolve(x, self.filter.to(x))[:, self.delay : self.delay + x.shape[1]]
 
 
 def mu_law(samples: Tensor) -> Tensor:

@@ -16,6 +16,17 @@ def test_frames_are_interpolated(new: int) -> None:
     torch.testing.assert_close(stretched, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("tempo", [0.7, 1.1])
+def test_no_length_reads_past_its_end(tempo: float) -> None:
+    lengths = torch.arange(1, 201)  # 12 frames at 1.1: rounding decides whether the last is reached
+    features = torch.arange(1.0, 201.0).expand(200, -1)[..., None]
+    features = features * (torch.arange(200) < lengths[:, None])[..., None]
+    stretched, new = Tempo(tempo, tempo)(features, lengths, torch.arange(200))
+    for row, length in enumerate(new.tolist()):
+        torch.testing.assert_close(stretched[row, :length, 0], 1 + tempo * torch.arange(length), atol=1e-3, rtol=0)
+        assert 1 + tempo * length > lengths[row] - 1e-9 and not stretched[row, length:].any()
+
+
 def test_tempos_are_drawn() -> None:
     lengths = torch.full((400,), 1001)
     features = torch.arange(1001.0)[None, :, None].expand(400, -1, 1)
