@@ -16,11 +16,16 @@ SILENCE = 1e-4
 
 
 @lru_cache
-def recordings(folder: str, key: str) -> tuple[tuple[Path, float], ...]:
+def recordings(folder: str, key: str, channel: int | None = None) -> tuple[tuple[Path, float], ...]:
     """All audio files below a folder, in the order of their names, with their seconds; each is read, and once only.
 
+    Args:
+        folder: where they are, at any depth.
+        key: of the config where the folder was named, for messages.
+        channel: the one that will be listened to; `None`: the mean of all.
+
     Raises:
-        ConfigError: there is no such folder, or no audio in it; `key` says where it was named.
+        ConfigError: there is no such folder, or no audio in it.
         AudioError: a file cannot be read, or is silent.
     """
     if not Path(folder).is_dir():
@@ -28,13 +33,13 @@ def recordings(folder: str, key: str) -> tuple[tuple[Path, float], ...]:
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     if not paths:
         raise ConfigError(f"{key}={folder}: no audio in it ({', '.join(AUDIO_SUFFIXES)}).")
-    return tuple((path, _checked_duration(path, key)) for path in paths)
+    return tuple((path, _checked_duration(path, key, channel)) for path in paths)
 
 
-def _checked_duration(path: Path, key: str) -> float:
+def _checked_duration(path: Path, key: str, channel: int | None) -> float:
     try:
         seconds = audio_duration(path)
-        samples = read_audio(path, soundfile.info(path).samplerate)
+        samples = read_audio(path, soundfile.info(path).samplerate, channel=channel)
     except AudioError as error:
         raise AudioError(f"{key}: {error}") from None
     if np.abs(samples).max() < SILENCE:

@@ -21,8 +21,8 @@ class Reverb(nn.Module):
     """Put each utterance into a room (Ko et al., ICASSP 2017).
 
     The impulse response is measured, of a random file, or simulated: after the direct sound, Gaussian noise that
-    decays by 60 dB in a random reverberation time (Polack 1988). All begin at their peak, the direct
-    sound, so that speech stays where it is in time. Lengths and each utterance's energy stay as they are.
+    decays by 60 dB in a random reverberation time (Polack 1988). All begin at their peak, the direct sound, so that
+    speech stays where it is in time. Lengths and each utterance's energy stay as they are.
 
     Args:
         path: folder of impulse responses, in any format, at any depth (the first channel of each); null: simulated.
@@ -53,7 +53,7 @@ class Reverb(nn.Module):
         check_range("reverb", "_rt60", lowest_rt60, highest_rt60, 0.01, 10)
         check_range("reverb", "_drr_db", lowest_drr_db, highest_drr_db, -6, 60)
         check_probability("reverb", probability)
-        self.recordings = recordings(path, "augment.reverb.path") if path is not None else ()
+        self.recordings = recordings(path, "augment.reverb.path", channel=0) if path is not None else ()
         self.sample_rate, self.probability = sample_rate, probability
         self.rt60s, self.drrs = (lowest_rt60, highest_rt60), (lowest_drr_db, highest_drr_db)
 

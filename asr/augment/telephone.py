@@ -67,6 +67,6 @@ class Telephone(nn.Module):
 def mu_law(samples: Tensor) -> Tensor:
     """Samples in -1…1 after the μ-law of G.711 and back: 8 segments of 16 steps, each segment twice as coarse."""
     magnitudes = (samples.abs() * 8192).floor().clamp(max=8158) + 33
-    steps = torch.exp2(magnitudes.log2().floor() - 4)
+    steps = torch.exp2(torch.frexp(magnitudes).exponent.to(samples) - 5)
     decoded = ((magnitudes / steps).floor() + 0.5) * steps - 33
     return samples.sign() * decoded / 8192

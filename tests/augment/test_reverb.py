@@ -69,6 +69,6 @@ def test_errors(tmp_path: Path) -> None:
     for options in ({"lowest_rt60": 0.0}, {"lowest_drr_db": 20}, {"probability": 2}):
         with pytest.raises(ConfigError, match=rf"augment\.reverb.*{next(iter(options))}"):
             Reverb(**options)
-    soundfile.write(tmp_path / "silent.wav", np.zeros(100), 16000)
+    soundfile.write(tmp_path / "silent.wav", np.stack([np.zeros(100), np.ones(100)], 1), 16000)  # in its first channel
     with pytest.raises(AsrError, match=r"augment\.reverb\.path.*silent\.wav: is silent"):
         Reverb(str(tmp_path))
