@@ -33,6 +33,8 @@ LISTS = ("augment", "callbacks", "logger")
 """Groups of which several configs are chosen at once, each under a name of its own."""
 SMALL = {
     "encoder": ("layers=1", "width=8", "channels=2"),
+    "encoder/conv_blstm": ("layers=1", "width=8", "channels=[2,2]"),
+    "encoder/conv_blstm_ds2": ("layers=1", "width=8", "channels=[2,2]"),
     "tokenizer/sentencepiece": ("vocab_size=16",),
     "decoder/rescored": (f"lm={ROOT / 'tests' / 'lm' / 'tiny.arpa'}",),
 }
@@ -80,8 +82,9 @@ def test_stages_build_a_pipeline(name: str) -> None:
     group, leaf = name.split("/")
     if leaf == "flashlight":
         pytest.importorskip("flashlight.lib.text", reason="flashlight-text is not installed: it has no Python 3.13")
-    small = [f"encoder.{option}" for option in SMALL["encoder"]]
-    small += [f"{group}.{option}" for option in SMALL.get(name, ())]
+    encoder = name if group == "encoder" else "encoder"
+    small = [f"encoder.{option}" for option in SMALL.get(encoder, SMALL["encoder"])]
+    small += [f"{group}.{option}" for option in SMALL.get(name, ()) if group != "encoder"]
     pipeline = build(composed("train", f"{group}={leaf}", *small), texts=["one two three", "four, five", "six"])
     assert len(pipeline.tokenizer) > 1
     assert pipeline.model.head.out_features == len(pipeline.tokenizer)

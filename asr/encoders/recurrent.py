@@ -1,21 +1,123 @@
-"""Stacks of recurrent layers over packed sequences: bidirectional LSTM and GRU."""
+"""Stacks of recurrent layers over a subsampling front end: bidirectional LSTM and GRU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from asr.encoders.layouts import Packed, Padded
+from asr.encoders.normalization import make_norm, normalize
 from asr.encoders.subsampling import make_subsampling
 from asr.errors import ConfigError
 
 Tap = Callable[[int, Tensor, Tensor], Tensor]
 
 
-class Blstm(nn.Module):
+class RecurrentEncoder(nn.Module):
+    """A subsampling front end, then a stack of recurrent layers: what the recurrent encoders share.
+
+    On CUDA the layers run on packed sequences (cuDNN); on a CPU each direction runs as a plain LSTM over the padded
+    batch: the same numbers, several times faster (oneDNN has no packed kernel).
+
+    Args:
+        subsampling: features → frames of the first layer; has `dim`, `stride` and `output_lengths`.
+        layers: recurrent layers.
+        width: units of a layer and direction.
+        projection: if above 0, each direction's output is projected to so many units (LSTMP, Sak et al. 2014).
+        bidirectional: whether there is a backward direction.
+        dropout: ahead of each layer and after the last.
+        norm: the input of each layer and the output of the last are normalised: "layer" (over the units of a frame),
+            "batch" (each unit over the real frames of the batch, Deep Speech 2, arXiv 1512.02595) or "none".
+        dropout_kind: "frame" (anew for each frame) or "locked" (one mask for all frames of an utterance, Gal &
+            Ghahramani, arXiv 1512.05287).
+        residual: what a layer above the first hands on, with input x and output y: "none" (y), "add" (x + y; He et al.,
+            arXiv 1512.03385) or "highway" (g ∘ y + (1 - g) ∘ x with g = σ(W x + b), where b begins at -1; Srivastava
+            et al., arXiv 1505.00387).
+        weight_dropout: of the recurrent matrices in training, one mask for all frames of a batch (DropConnect, Merity
+            et al., arXiv 1708.02182).
+    """
+
+    cell: Any = nn.LSTM
+
+    def __init__(
+        self,
+        subsampling: Any,
+        layers: int,
+        width: int,
+        projection: int = 0,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+        norm: str = "layer",
+        dropout_kind: str = "frame",
+        residual: str = "none",
+        weight_dropout: float = 0.0,
+    ):
+        super().__init__()
+        if layers < 1 or width < 1:
+            raise ConfigError(f"encoder: layers={layers} and width={width} must be 1 or more.")
+        if not 0 <= projection < width:
+            raise ConfigError(f"encoder.projection={projection}: must be 0 (none) or below width={width}.")
+        if dropout_kind not in ("frame", "locked"):
+            raise ConfigError(f"encoder.dropout_kind={dropout_kind}: must be 'frame' or 'locked'.")
+        if residual not in ("none", "add", "highway"):
+            raise ConfigError(f"encoder.residual={residual}: must be 'none', 'add' or 'highway'.")
+        self.subsampling = subsampling
+        self.stride = subsampling.stride
+        self.dim = (projection or width) * (1 + bidirectional)
+        options = {"proj_size": projection} if projection else {}
+        dims = [subsampling.dim] + [self.dim] * layers
+        self.layers = nn.ModuleList(
+            self.cell(dim, width, batch_first=True, bidirectional=bidirectional, **options) for dim in dims[:-1]
+        )
+        self.norms = nn.ModuleList(make_norm(norm, dim) for dim in dims)
+        self.gates = nn.ModuleList(nn.Linear(self.dim, self.dim) for _ in dims[2:] if residual == "highway")
+        for gate in self.gates:
+            nn.init.constant_(gate.bias, -1.0)  # type: ignore[arg-type]
+        self.dropout, self.weight_dropout = nn.Dropout(dropout), nn.Dropout(weight_dropout)
+        self.locked, self.residual = dropout_kind == "locked", residual
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        return self.subsampling.output_lengths(lengths)
+
+    def forward(self, features: Tensor, lengths: Tensor, tap: Tap | None = None) -> tuple[Tensor, Tensor]:
+        x, lengths = self.subsampling(features, lengths)
+        return self._run(self._layout(x, lengths), x, lengths, tap), lengths
+
+    def _layout(self, x: Tensor, lengths: Tensor) -> Padded | Packed:
+        plain = x.device.type == "cpu" and self.cell is nn.LSTM and not self.layers[0].proj_size
+        return (Padded if plain else Packed)(lengths, x.shape[1], x.device)
+
+    def _run(self, layout: Padded | Packed, x: Tensor, lengths: Tensor, tap: Tap | None) -> Tensor:
+        x = self._finished(0, layout.enter(x), layout)
+        for k, layer in enumerate(self.layers):
+            y = self._finished(k + 1, layout.run(layer, x, self._weights), layout)
+            if k == 0 or self.residual == "none":
+                x = y
+            elif self.residual == "add":
+                x = x + y
+            else:
+                x = x + self.gates[k - 1](x).sigmoid() * (y - x)
+            if tap is not None:
+                x = layout.enter(tap(k, layout.leave(x), lengths))
+        return layout.leave(x)
+
+    def _finished(self, k: int, x: Tensor, layout: Padded | Packed) -> Tensor:
+        """Normalise and drop what goes into layer k."""
+        x = normalize(self.norms[k], x, layout.real)
+        if not self.locked:
+            return self.dropout(x)
+        return x * layout.spread(self.dropout(x.new_ones(layout.batch, x.shape[-1])))
+
+    def _weights(self, layer: Any, suffix: str) -> list[Tensor]:
+        names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"] + ["weight_hr_l0"] * bool(layer.proj_size)
+        weights = [getattr(layer, name + suffix) for name in names]
+        weights[1] = self.weight_dropout(weights[1])
+        return weights
+
+
+class Blstm(RecurrentEncoder):
     """Bidirectional long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000).
 
     In every layer and direction, for frame t with input x and the previous hidden vector h and cell c:
@@ -27,26 +129,19 @@ class Blstm(nn.Module):
         c' = f ∘ c + i ∘ g                cell
         h' = o ∘ tanh(c')                 hidden; with a projection, h' = P (o ∘ tanh(c'))
 
-    The backward direction begins at each utterance's own last frame, never in its padding. On CUDA the layers run on
-    packed sequences (cuDNN); on a CPU each direction runs as a plain LSTM over the padded batch, the backward one on
-    utterances reversed within their lengths: the same numbers, several times faster (oneDNN has no packed kernel).
+    The backward direction begins at each utterance's own last frame, never in its padding.
 
     Args:
         input_dim: features of a frame.
-        layers: recurrent layers.
-        width: units of a layer and direction.
-        projection: if above 0, each direction's output is projected to so many units (LSTMP, Sak et al. 2014).
-        bidirectional: whether there is a backward direction.
         subsampling: "stack" (frame stacking) or "conv" (strided 2-D convolutions), ahead of the layers.
         stride: input frames per output frame; with "conv" a power of two.
         channels: of the convolutions.
-        dropout: ahead of each layer and after the last.
         layer_norm: normalise the input of each layer, and the output of the last, over its units.
+
+    The others are those of `RecurrentEncoder`.
 
     Shapes: features (B, T, input_dim), lengths (B,) → hidden (B, T', dim), lengths (B,).
     """
-
-    cell: Any = nn.LSTM
 
     def __init__(
         self,
@@ -60,67 +155,22 @@ class Blstm(nn.Module):
         channels: int = 32,
         dropout: float = 0.3,
         layer_norm: bool = True,
+        dropout_kind: str = "frame",
+        residual: str = "none",
+        weight_dropout: float = 0.0,
     ):
-        super().__init__()
-        if layers < 1 or width < 1:
-            raise ConfigError(f"encoder: layers={layers} and width={width} must be 1 or more.")
-        if not 0 <= projection < width:
-            raise ConfigError(f"encoder.projection={projection}: must be 0 (none) or below width={width}.")
-        self.subsampling = make_subsampling(subsampling, input_dim, stride, channels)
-        self.stride = self.subsampling.stride
-        self.dim = (projection or width) * (1 + bidirectional)
-        options = {"proj_size": projection} if projection else {}
-        dims = [self.subsampling.dim] + [self.dim] * layers
-        self.layers = nn.ModuleList(
-            self.cell(dim, width, batch_first=True, bidirectional=bidirectional, **options) for dim in dims[:-1]
+        super().__init__(
+            make_subsampling(subsampling, input_dim, stride, channels),
+            layers,
+            width,
+            projection,
+            bidirectional,
+            dropout,
+            "layer" if layer_norm else "none",
+            dropout_kind,
+            residual,
+            weight_dropout,
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) if layer_norm else nn.Identity() for dim in dims)
-        self.dropout = nn.Dropout(dropout)
-
-    def output_lengths(self, lengths: Tensor) -> Tensor:
-        return self.subsampling.output_lengths(lengths)
-
-    def forward(self, features: Tensor, lengths: Tensor, tap: Tap | None = None) -> tuple[Tensor, Tensor]:
-        x, lengths = self.subsampling(features, lengths)
-        run = self._run_packed if x.device.type != "cpu" or not self._has_plain_kernel() else self._run_plain
-        return run(x, lengths, tap), lengths
-
-    def _run_packed(self, x: Tensor, lengths: Tensor, tap: Tap | None) -> Tensor:
-        frames = x.shape[1]
-        # normalisation and dropout work on the packed frames: there is no padding to skip
-        packed = _pack(x, lengths)
-        packed = _replace(packed, self.dropout(self.norms[0](packed.data)))
-        for k, layer in enumerate(self.layers):
-            packed, _ = layer(packed)
-            packed = _replace(packed, self.dropout(self.norms[k + 1](packed.data)))
-            if tap is not None:
-                hidden, _ = pad_packed_sequence(packed, batch_first=True, total_length=frames)
-                packed = _pack(tap(k, hidden, lengths), lengths)
-        return pad_packed_sequence(packed, batch_first=True, total_length=frames)[0]
-
-    def _run_plain(self, x: Tensor, lengths: Tensor, tap: Tap | None) -> Tensor:
-        frame = torch.arange(x.shape[1])[None, :]
-        end = lengths[:, None]
-        backwards = torch.where(frame < end, end - 1 - frame, frame)
-        rows = (torch.arange(len(x))[:, None] * x.shape[1] + backwards).flatten()
-
-        def turn(x: Tensor) -> Tensor:
-            """Reverse each utterance within its length; done twice, it is as before."""
-            return x.flatten(0, 1).index_select(0, rows).view_as(x)
-
-        x = self.dropout(self.norms[0](x))
-        for k, layer in enumerate(self.layers):
-            outputs = [_one_direction(layer, x, "")]
-            if layer.bidirectional:
-                outputs.append(turn(_one_direction(layer, turn(x), "_reverse")))
-            x = self.dropout(self.norms[k + 1](torch.cat(outputs, -1)))
-            if tap is not None:
-                x = tap(k, x, lengths)
-        return x
-
-    def _has_plain_kernel(self) -> bool:
-        """Whether the CPU has a kernel for these layers that is faster than the packed one: LSTM without projection."""
-        return self.cell is nn.LSTM and not self.layers[0].proj_size
 
 
 class Gru(Blstm):
@@ -147,21 +197,9 @@ class Gru(Blstm):
         channels: int = 32,
         dropout: float = 0.3,
         layer_norm: bool = True,
+        dropout_kind: str = "frame",
+        residual: str = "none",
+        weight_dropout: float = 0.0,
     ):
-        super().__init__(input_dim, layers, width, 0, bidirectional, subsampling, stride, channels, dropout, layer_norm)
-
-
-def _one_direction(layer: Any, x: Tensor, suffix: str) -> Tensor:
-    """(B, T, D) → (B, T, H): one direction of an LSTM layer, on the layer's own weights."""
-    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-    weights = [getattr(layer, name + suffix) for name in names]
-    zeros = x.new_zeros(1, x.shape[0], layer.hidden_size)
-    return torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, layer.training, False, True)[0]
-
-
-def _pack(x: Tensor, lengths: Tensor) -> PackedSequence:
-    return pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-
-
-def _replace(packed: PackedSequence, data: Tensor) -> PackedSequence:
-    return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+        rest = dropout, layer_norm, dropout_kind, residual, weight_dropout
+        super().__init__(input_dim, layers, width, 0, bidirectional, subsampling, stride, channels, *rest)

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from asr.encoders import Blstm, Gru
+from asr.encoders.layouts import Packed, Padded
 from asr.errors import ConfigError
 
 DIM = 10
@@ -88,17 +89,16 @@ def test_plain_path_equals_packed_path(options):
     """On a CPU the layers run unpacked, the backward direction on reversed utterances."""
     encoder = make(**options)
     x, lengths = encoder.subsampling(batch(), LENGTHS)
-    plain = encoder._run_plain(x, lengths, None)
-    packed = encoder._run_packed(x, lengths, None)
-    torch.testing.assert_close(real(plain, lengths), real(packed, lengths), atol=5e-6, rtol=0)
+    plain = encoder._run(Padded(lengths, x.shape[1], x.device), x, lengths, None)
     x, _ = encoder.subsampling(batch(), LENGTHS)
-    again = encoder._run_packed(x, lengths, None)
-    assert_same(gradients(encoder, plain, lengths), gradients(encoder, again, lengths), 1e-4)
+    packed = encoder._run(Packed(lengths, x.shape[1], x.device), x, lengths, None)
+    torch.testing.assert_close(real(plain, lengths), real(packed, lengths), atol=5e-6, rtol=0)
+    assert_same(gradients(encoder, plain, lengths), gradients(encoder, packed, lengths), 1e-4)
 
 
 def test_cpu_takes_the_plain_path_for_the_lstm_only():
-    assert make()._has_plain_kernel() and not make(projection=4)._has_plain_kernel()
-    assert not make(Gru)._has_plain_kernel()
+    for encoder, kind in ((make(), Padded), (make(projection=4), Packed), (make(Gru), Packed)):
+        assert isinstance(encoder._layout(torch.zeros(1, 4, 8), torch.tensor([4])), kind)
 
 
 @pytest.mark.parametrize("value", [0.0, 1000.0, float("nan")])

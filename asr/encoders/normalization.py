@@ -1,0 +1,55 @@
+"""Normalisation of hidden vectors, by frame or over the real frames of a batch, and where those frames lie."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from asr.errors import ConfigError
+from asr.featurizers.normalization import frame_mask
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation whose statistics are those of real frames (Ioffe & Szegedy, arXiv 1502.03167).
+
+    Over (B, T, D) it is the sequence-wise normalisation of Deep Speech 2 (arXiv 1512.02595, section 3.2), over
+    (B, T, C, F) that of a convolution's channels. A lone value of each unit has no variance: it is normalised by the
+    running statistics.
+
+    Shapes: x (B, T, D, …), real (N,), the places of the real frames in B · T → (B, T, D, …), zero in the padding while
+    it trains. Without `real`, every frame of x (N, D, …) counts.
+    """
+
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        flat = x if real is None else x.flatten(0, 1)
+        if not self.training:
+            return super().forward(flat).view_as(x)
+        frames = flat if real is None else flat.index_select(0, real)
+        if frames.numel() > self.num_features:
+            y = super().forward(frames)
+        else:
+            y = nn.functional.batch_norm(
+                frames, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return y if real is None else torch.zeros_like(flat, dtype=y.dtype).index_copy(0, real, y).view_as(x)
+
+
+def make_norm(kind: str, units: int, frequencies: int = 0) -> nn.Module:
+    """The normalisation of that name, "layer", "batch" or "none", for (…, units) or (…, units, frequencies)."""
+    if kind == "layer":
+        return nn.LayerNorm([units, frequencies] if frequencies else units)
+    if kind == "batch":
+        return MaskedBatchNorm(units)
+    if kind == "none":
+        return nn.Identity()
+    raise ConfigError(f"encoder: '{kind}' is no normalisation: choose 'layer', 'batch' or 'none'.")
+
+
+def normalize(norm: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
+    """Apply what `make_norm` made; only `MaskedBatchNorm` has to know the real frames."""
+    return norm(x, real) if isinstance(norm, MaskedBatchNorm) else norm(x)
+
+
+def real_frames(lengths: Tensor, frames: int, device: torch.device) -> Tensor:
+    """(B,) lengths on the CPU → (N,) places of the real frames in B · T, found without waiting for the device."""
+    return frame_mask(lengths, frames).flatten().nonzero()[:, 0].to(device, non_blocking=True)
