@@ -28,9 +28,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         if frames.numel() > self.num_features:
             y = super().forward(frames)
         else:
-            y = nn.functional.batch_norm(
-                frames, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
+            statistics = self.running_mean, self.running_var
+            y = nn.functional.batch_norm(frames, *statistics, self.weight, self.bias, eps=self.eps)
         return y if real is None else torch.zeros_like(flat, dtype=y.dtype).index_copy(0, real, y).view_as(x)
 
 
@@ -43,11 +42,6 @@ def make_norm(kind: str, units: int, frequencies: int = 0) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     raise ConfigError(f"encoder: '{kind}' is no normalisation: choose 'layer', 'batch' or 'none'.")
-
-
-def normalize(norm: nn.Module, x: Tensor, real: Tensor | None) -> Tensor:
-    """Apply what `make_norm` made; only `MaskedBatchNorm` has to know the real frames."""
-    return norm(x, real) if isinstance(norm, MaskedBatchNorm) else norm(x)
 
 
 def real_frames(lengths: Tensor, frames: int, device: torch.device) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from asr.encoders.layouts import Packed, Padded
-from asr.encoders.normalization import make_norm, normalize
-from asr.encoders.subsampling import make_subsampling
+from asr.encoders.normalization import MaskedBatchNorm, make_norm
+from asr.encoders.subsampling import FrameStacking, make_subsampling
 from asr.errors import ConfigError
 
 Tap = Callable[[int, Tensor, Tensor], Tensor]
@@ -37,6 +37,7 @@ class RecurrentEncoder(nn.Module):
             et al., arXiv 1505.00387).
         weight_dropout: of the recurrent matrices in training, one mask for all frames of a batch (DropConnect, Merity
             et al., arXiv 1708.02182).
+        halvings: so many layers, from the first, hand on their frames in pairs, concatenated; only without residual.
     """
 
     cell: Any = nn.LSTM
@@ -53,6 +54,7 @@ class RecurrentEncoder(nn.Module):
         dropout_kind: str = "frame",
         residual: str = "none",
         weight_dropout: float = 0.0,
+        halvings: int = 0,
     ):
         super().__init__()
         if layers < 1 or width < 1:
@@ -63,13 +65,17 @@ class RecurrentEncoder(nn.Module):
             raise ConfigError(f"encoder.dropout_kind={dropout_kind}: must be 'frame' or 'locked'.")
         if residual not in ("none", "add", "highway"):
             raise ConfigError(f"encoder.residual={residual}: must be 'none', 'add' or 'highway'.")
+        if not 0 <= halvings < layers:
+            raise ConfigError(f"encoder.halvings={halvings}: must be 0 or more, and below layers={layers}.")
         self.subsampling = subsampling
-        self.stride = subsampling.stride
         self.dim = (projection or width) * (1 + bidirectional)
+        self.pairs, self.halvings = FrameStacking(self.dim, 2), halvings
+        self.stride = subsampling.stride * 2**halvings
         options = {"proj_size": projection} if projection else {}
         dims = [subsampling.dim] + [self.dim] * layers
         self.layers = nn.ModuleList(
-            self.cell(dim, width, batch_first=True, bidirectional=bidirectional, **options) for dim in dims[:-1]
+            self.cell(dim * (1 + (0 < k <= halvings)), width, batch_first=True, bidirectional=bidirectional, **options)
+            for k, dim in enumerate(dims[:-1])
         )
         self.norms = nn.ModuleList(make_norm(norm, dim) for dim in dims)
         self.gates = nn.ModuleList(nn.Linear(self.dim, self.dim) for _ in dims[2:] if residual == "highway")
@@ -79,19 +85,27 @@ class RecurrentEncoder(nn.Module):
         self.locked, self.residual = dropout_kind == "locked", residual
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
-        return self.subsampling.output_lengths(lengths)
+        lengths = self.subsampling.output_lengths(lengths)
+        for _ in range(self.halvings):
+            lengths = self.pairs.output_lengths(lengths)
+        return lengths
 
     def forward(self, features: Tensor, lengths: Tensor, tap: Tap | None = None) -> tuple[Tensor, Tensor]:
         x, lengths = self.subsampling(features, lengths)
-        return self._run(self._layout(x, lengths), x, lengths, tap), lengths
+        return self._run(self._layout(x, lengths), x, tap)
 
     def _layout(self, x: Tensor, lengths: Tensor) -> Padded | Packed:
         plain = x.device.type == "cpu" and self.cell is nn.LSTM and not self.layers[0].proj_size
         return (Padded if plain else Packed)(lengths, x.shape[1], x.device)
 
-    def _run(self, layout: Padded | Packed, x: Tensor, lengths: Tensor, tap: Tap | None) -> Tensor:
+    def _run(self, layout: Padded | Packed, x: Tensor, tap: Tap | None = None) -> tuple[Tensor, Tensor]:
+        """All layers over (B, T, D), held in this layout → hidden (B, T', dim), lengths (B,)."""
         x = self._finished(0, layout.enter(x), layout)
         for k, layer in enumerate(self.layers):
+            if 0 < k <= self.halvings:
+                x, lengths = self.pairs(layout.leave(x), layout.lengths)
+                layout = self._layout(x, lengths)
+                x = layout.enter(x)
             y = self._finished(k + 1, layout.run(layer, x, self._weights), layout)
             if k == 0 or self.residual == "none":
                 x = y
@@ -100,12 +114,13 @@ class RecurrentEncoder(nn.Module):
             else:
                 x = x + self.gates[k - 1](x).sigmoid() * (y - x)
             if tap is not None:
-                x = layout.enter(tap(k, layout.leave(x), lengths))
-        return layout.leave(x)
+                x = layout.enter(tap(k, layout.leave(x), layout.lengths))
+        return layout.leave(x), layout.lengths
 
     def _finished(self, k: int, x: Tensor, layout: Padded | Packed) -> Tensor:
         """Normalise and drop what goes into layer k."""
-        x = normalize(self.norms[k], x, layout.real)
+        norm = self.norms[k]
+        x = norm(x, layout.real) if isinstance(norm, MaskedBatchNorm) else norm(x)
         if not self.locked:
             return self.dropout(x)
         return x * layout.spread(self.dropout(x.new_ones(layout.batch, x.shape[-1])))

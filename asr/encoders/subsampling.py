@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from asr.encoders.normalization import make_norm, normalize, real_frames
+from asr.encoders.normalization import MaskedBatchNorm, make_norm, real_frames
 from asr.errors import ConfigError
 from asr.featurizers.normalization import frame_mask
 
-ACTIVATIONS = {"relu": nn.ReLU(), "gelu": nn.GELU(), "hardtanh": nn.Hardtanh(0, 20)}
+ACTIVATIONS: dict[str, Any] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+    "hardtanh": partial(F.hardtanh, min_val=0.0, max_val=20.0),
+}
+
+
+class Windows:
+    """The frames of a stream under windows of `size` frames, one window every `stride` frames.
+
+    Args:
+        before, after: frames of zeros ahead of the stream and past its end.
+    """
+
+    def __init__(self, size: int, stride: int = 1, before: int = 0, after: int = 0):
+        self.size, self.stride, self.before, self.after = size, stride, before, after
+        self.kept: Tensor | None = None
+
+    def take(self, x: Tensor, last: bool) -> Tensor:
+        """The next frames (B, T, …), the last ones or not → those (B, T', …) that whole new windows cover, or none."""
+        kept = x.new_zeros(len(x), self.before, *x.shape[2:]) if self.kept is None else self.kept
+        x = torch.cat([kept, x, x.new_zeros(len(x), self.after if last else 0, *x.shape[2:])], 1)
+        windows = max(0, (x.shape[1] - self.size) // self.stride + 1)
+        self.kept = x[:, windows * self.stride :]
+        return x[:, : (windows - 1) * self.stride + self.size if windows else 0]
 
 
 class FrameStacking(nn.Module):
@@ -32,9 +61,17 @@ class FrameStacking(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         mask = frame_mask(lengths, features.shape[1], features.device)
         features = features.masked_fill(~mask[..., None], 0)
-        features = nn.functional.pad(features, (0, 0, 0, -features.shape[1] % self.stride))
+        features = F.pad(features, (0, 0, 0, -features.shape[1] % self.stride))
         stacked = features.reshape(features.shape[0], -1, self.dim)
         return stacked, self.output_lengths(lengths)
+
+    def start(self) -> list[Windows]:
+        """The state of a stream of which nothing was heard."""
+        return [Windows(self.stride, self.stride, after=self.stride - 1)]
+
+    def step(self, features: Tensor, state: list[Windows], last: bool) -> Tensor:
+        """The next features (B, T, D) of a stream → (B, T', dim), all that they complete; the state is changed."""
+        return state[0].take(features, last).reshape(len(features), -1, self.dim)
 
 
 class Convolutions(nn.Module):
@@ -47,9 +84,10 @@ class Convolutions(nn.Module):
         strides: (time, frequency) of each.
         norm: "batch" (of each channel, over the real frames of the batch), "layer" (of each frame, over channels and
             frequencies) or "none".
-        activation: "relu", "gelu" or "hardtanh" (clipped to 0…20, as in Deep Speech 2).
+        activation: "relu", "leaky_relu", "gelu" or "hardtanh" (clipped to 0…20, as in Deep Speech 2).
         dropout: between the convolutions.
         locked: whether a dropout mask holds for all frames of an utterance.
+        input_channels: into which the features are split.
 
     Shapes: (B, T, D), lengths (B,) → (B, ⌈T / stride⌉, channels · frequencies), lengths (B,).
     """
@@ -64,6 +102,7 @@ class Convolutions(nn.Module):
         activation: str = "relu",
         dropout: float = 0.0,
         locked: bool = False,
+        input_channels: int = 1,
     ):
         super().__init__()
         if not len(channels) == len(kernels) == len(strides) > 0:
@@ -78,16 +117,18 @@ class Convolutions(nn.Module):
         if activation not in ACTIVATIONS:
             raise ConfigError(f"encoder.activation={activation}: must be one of {', '.join(ACTIVATIONS)}.")
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
-        below = 1
-        for out, (time, frequency), stride in zip(channels, kernels, strides, strict=True):
-            padding, steps = (time // 2, frequency // 2), (stride[0], stride[1])
+        self.input_channels, self.time_strides = input_channels, [stride[0] for stride in strides]
+        self.frequencies: list[int] = []
+        below, frequencies = input_channels, input_dim // input_channels
+        for out, (time, frequency), (step, frequency_step) in zip(channels, kernels, strides, strict=True):
+            sizes = (time, frequency), (step, frequency_step), (time // 2, frequency // 2)
             # a batch norm takes the mean away, and a bias with it
-            self.convolutions.append(nn.Conv2d(below, out, (time, frequency), steps, padding, bias=norm != "batch"))
-            input_dim = (input_dim - 1) // stride[1] + 1
-            self.norms.append(make_norm(norm, out, input_dim))
+            self.convolutions.append(nn.Conv2d(below, out, *sizes, bias=norm != "batch"))
+            frequencies = (frequencies - 1) // frequency_step + 1
+            self.norms.append(make_norm(norm, out, frequencies))
+            self.frequencies.append(frequencies)
             below = out
-        self.time_strides = [stride[0] for stride in strides]
-        self.stride, self.dim = prod(self.time_strides), below * input_dim
+        self.stride, self.dim = prod(self.time_strides), below * frequencies
         self.activation, self.dropout, self.locked = ACTIVATIONS[activation], nn.Dropout(dropout), locked
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
@@ -96,17 +137,41 @@ class Convolutions(nn.Module):
         return lengths
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        x = features[:, :, None]  # (B, T, channels, D)
-        for k, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+        x = features.unflatten(2, (self.input_channels, -1))  # (B, T, channels, frequencies)
+        for k, convolution in enumerate(self.convolutions):
             x = x.masked_fill(~frame_mask(lengths, x.shape[1], x.device)[..., None, None], 0)
             x = convolution(x.transpose(1, 2)).transpose(1, 2)
             lengths = (lengths + self.time_strides[k] - 1) // self.time_strides[k]
-            x = self.activation(normalize(norm, x, real_frames(lengths, x.shape[1], x.device)))
-            if k + 1 < len(self.convolutions):
-                x = self._dropped(x)
+            x = self._finished(k, x, lengths)
         return x.flatten(2), lengths
 
-    def _dropped(self, x: Tensor) -> Tensor:
+    def start(self) -> list[Windows]:
+        """The state of a stream of which nothing was heard."""
+        convolutions: Any = self.convolutions
+        pairs = [(c.kernel_size[0], c.stride[0]) for c in convolutions]
+        return [Windows(size, stride, size // 2, size // 2) for size, stride in pairs]
+
+    def step(self, features: Tensor, state: list[Windows], last: bool) -> Tensor:
+        """The next features (B, T, D) of a stream → (B, T', dim), all that they complete; the state is changed."""
+        x = features.unflatten(2, (self.input_channels, -1))
+        convolution: Any
+        for k, (convolution, windows) in enumerate(zip(self.convolutions, state, strict=True)):
+            x = windows.take(x, last).transpose(1, 2)
+            if x.shape[2]:
+                edges = 0, convolution.padding[1]
+                x = F.conv2d(x, convolution.weight, convolution.bias, convolution.stride, edges)
+            else:
+                x = x.new_zeros(len(x), convolution.out_channels, 0, self.frequencies[k])
+            x = self._finished(k, x.transpose(1, 2), torch.full((len(x),), x.shape[2]))
+        return x.flatten(2)
+
+    def _finished(self, k: int, x: Tensor, lengths: Tensor) -> Tensor:
+        """Normalise, activate and, below another convolution, drop the output (B, T, channels, frequencies) of one."""
+        norm = self.norms[k]
+        batch = isinstance(norm, MaskedBatchNorm)
+        x = self.activation(norm(x, real_frames(lengths, x.shape[1], x.device)) if batch else norm(x))
+        if k + 1 == len(self.convolutions):
+            return x
         return x * self.dropout(x.new_ones(len(x), 1, *x.shape[2:])) if self.locked else self.dropout(x)
 
 

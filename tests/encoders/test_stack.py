@@ -185,11 +185,19 @@ def test_convolutions_equal_those_of_utterances_alone(norm):
         torch.testing.assert_close(found[row, : lengths[row]], expected, atol=1e-10, rtol=0)
 
 
-def test_locked_dropout_between_convolutions():
-    front = ConvBlstm(12, channels=(16, 2), layers=1, conv_dropout=0.5, dropout_kind="locked").subsampling.train()
-    mask = front._dropped(torch.ones(2, 7, 16, 6))
-    assert torch.equal(mask, mask[:, :1].expand_as(mask)) and not torch.equal(mask[0], mask[1])
-    assert set(mask.unique().tolist()) == {0.0, 2.0}
+@pytest.mark.parametrize("kind", ["locked", "frame"])
+def test_dropout_between_convolutions(kind):
+    options = {"conv_norm": "none", "activation": "gelu", "conv_dropout": 0.5, "dropout_kind": kind}
+    front = ConvBlstm(DIM, channels=(16, 2), layers=1, **options).subsampling
+    seen = []
+    front.convolutions[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    features = torch.randn(2, 20, DIM)
+    for mode in (False, True):
+        front.train(mode)(features, torch.tensor([20, 20]))
+    ratio = seen[1] / seen[0]  # (B, channels, T, frequencies)
+    assert set(ratio.round(decimals=3).unique().tolist()) == {0.0, 2.0}
+    assert torch.allclose(ratio, ratio[:, :, :1].expand_as(ratio)) == (kind == "locked")
+    assert not torch.allclose(ratio[0], ratio[1])
 
 
 @pytest.mark.parametrize(
@@ -199,7 +207,7 @@ def test_locked_dropout_between_convolutions():
         ({"kernels": ((3, 3), (3, 4))}, r"encoder\.kernels=\[\[3, 3\], \[3, 4\]\]: sizes must be odd"),
         ({"strides": ((2, 2), (0, 2))}, "must be 1 or more"),
         ({"strides": ((2, 2), (2,))}, "pairs"),
-        ({"activation": "tanh"}, r"encoder\.activation=tanh: must be one of relu, gelu, hardtanh"),
+        ({"activation": "tanh"}, r"encoder\.activation=tanh: must be one of relu, leaky_relu, gelu, hardtanh"),
         ({"conv_norm": "group"}, "'group' is no normalisation: choose 'layer', 'batch' or 'none'"),
         ({"norm": "group"}, "'group' is no normalisation"),
         ({"dropout_kind": "word"}, r"encoder\.dropout_kind=word: must be 'frame' or 'locked'"),
