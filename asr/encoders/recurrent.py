@@ -121,7 +121,7 @@ class RecurrentEncoder(nn.Module):
         """Normalise and drop what goes into layer k."""
         norm = self.norms[k]
         x = norm(x, layout.real) if isinstance(norm, MaskedBatchNorm) else norm(x)
-        if not self.locked:
+        if not (self.locked and self.training):
             return self.dropout(x)
         return x * layout.spread(self.dropout(x.new_ones(layout.batch, x.shape[-1])))
 

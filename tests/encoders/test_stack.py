@@ -13,6 +13,7 @@ from asr.testing import check_encoder
 DIM, WIDTH = 6, 5
 LENGTHS = torch.tensor([9, 4, 7])
 PLAIN = {"subsampling": "stack", "stride": 1, "layer_norm": False, "dropout": 0.0, "layers": 2, "width": WIDTH}
+CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LAYOUTS = [(Blstm, Padded), (Gru, Packed)]
 
 
@@ -75,24 +76,22 @@ def test_locked_dropout_holds_for_an_utterance(kind, layout):
     assert not torch.equal(frames[0], frames[1])
 
 
-@pytest.mark.parametrize("kind, layout", LAYOUTS)
-@pytest.mark.parametrize("projection", [0, 3])
-def test_weight_dropout_drops_recurrent_weights_in_training(kind, layout, projection):
-    if kind is Gru and projection:
-        pytest.skip("torch.nn.GRU has no projection")
-    options = {"projection": projection} if projection else {}
-    encoder = make(kind, weight_dropout=0.4, layers=1, **options)
-    reference = make(kind, layers=1, **options)
-    assert torch.equal(encoder.eval()(batch(), LENGTHS)[0], reference(batch(), LENGTHS)[0])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+@pytest.mark.parametrize("kind, options", [(Blstm, {}), (Blstm, {"projection": 3}), (Gru, {})])
+def test_weight_dropout_drops_recurrent_weights_in_training(kind, options, device):
+    encoder = make(kind, weight_dropout=0.4, layers=1, **options).to(device)
+    reference = make(kind, layers=1, **options).to(device)
+    features = batch().to(device)
+    assert torch.equal(encoder.eval()(features, LENGTHS)[0], reference(features, LENGTHS)[0])
     torch.manual_seed(3)
-    hidden, _ = encoder.train()(batch(), LENGTHS)
+    hidden, _ = encoder.train()(features, LENGTHS)
     torch.manual_seed(3)
     layer = reference.layers[0]
     with torch.no_grad():
         for weights in (layer.weight_hh_l0, layer.weight_hh_l0_reverse):
             weights.copy_(nn.functional.dropout(weights, 0.4))
             assert 0 < (weights == 0).float().mean() < 1
-    torch.testing.assert_close(real(hidden), real(reference(batch(), LENGTHS)[0]))
+    torch.testing.assert_close(real(hidden), real(reference(features, LENGTHS)[0]))
     hidden.square().sum().backward()
     dropped = layer.weight_hh_l0 == 0
     gradient = encoder.layers[0].weight_hh_l0.grad
