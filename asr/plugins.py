@@ -22,7 +22,7 @@ import yaml
 from asr.errors import AsrError, ConfigError, near_matches
 
 ENTRY_POINT_GROUP = "asr.plugins"
-COMPONENT_GROUPS = ("text", "tokenizer", "featurizer", "augment", "encoder", "decoder", "corpus", "lm")
+COMPONENT_GROUPS = ("text", "tokenizer", "featurizer", "augment", "encoder", "objective", "decoder", "corpus", "lm")
 """The plugin kinds: config groups whose files name a class of ours or of a plugin."""
 
 

@@ -14,6 +14,15 @@ def utterance_seeds(seed: int, epoch: int, indices: Tensor) -> Tensor:
         return torch.from_numpy((_mix(state) >> np.uint64(1)).astype(np.int64))
 
 
+def view_seeds(seeds: Tensor, view: int) -> Tensor:
+    """(B,) seeds of another view of the same utterances; view 0 has the seeds as they are."""
+    if not view:
+        return seeds
+    with np.errstate(over="ignore"):
+        state = _mix(seeds.numpy().astype(np.uint64)) + np.uint64(view)
+        return torch.from_numpy((_mix(state) >> np.uint64(1)).astype(np.int64))
+
+
 def generators(seeds: Tensor, purpose: int) -> list[np.random.Generator]:
     """One generator for each utterance; `purpose` keeps augmentations from sharing their draws."""
     return [np.random.default_rng((int(seed), purpose)) for seed in seeds]

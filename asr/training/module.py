@@ -9,16 +9,17 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from asr.augment.seeds import utterance_seeds
+from asr.augment.seeds import utterance_seeds, view_seeds
 from asr.errors import ConfigError
 from asr.evaluation.counts import ErrorCounts, count_characters, count_words
+from asr.objectives.ctc import ctc_losses
 from asr.pipeline import Pipeline
 from asr.plugins import instantiate
 from asr.types import Batch, Emissions, Utterance
 
 
 class SpeechRecognition(L.LightningModule):
-    """Trains a pipeline's acoustic model by CTC (Graves et al., ICML 2006).
+    """Trains a pipeline's acoustic model by an objective, validates it by CTC and error rates.
 
     The loss of an optimizer step is the sum of its utterances' losses, over all ranks and accumulated batches, divided
     by their number: how the utterances are spread makes no difference. All randomness of a step is a function of
@@ -26,7 +27,7 @@ class SpeechRecognition(L.LightningModule):
 
     Args:
         pipeline: the stages; its model is trained.
-        optimizer, schedule: configs that name them.
+        objective, optimizer, schedule: configs that name them.
         augment: configs of augmentations, by name.
         steps: optimizer steps of the whole training, for the schedule.
         micro_batches_per_step: ranks times accumulated batches.
@@ -40,6 +41,7 @@ class SpeechRecognition(L.LightningModule):
     def __init__(
         self,
         pipeline: Pipeline,
+        objective: Mapping[str, Any],
         optimizer: Mapping[str, Any],
         schedule: Mapping[str, Any],
         augment: Mapping[str, Mapping[str, Any]],
@@ -60,7 +62,7 @@ class SpeechRecognition(L.LightningModule):
         stages = build_augmentations(augment)
         self.waveform_augment = nn.ModuleList(stage for stage in stages if stage.domain == "waveform")
         self.feature_augment = nn.ModuleList(stage for stage in stages if stage.domain == "features")
-        self.ctc = nn.CTCLoss(reduction="none", zero_infinity=True)
+        self.objective = instantiate(objective, "objective")
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.model(waveforms, lengths)
@@ -74,13 +76,15 @@ class SpeechRecognition(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if not len(batch):  # a rank without utterances still takes part in the step
             return sum(parameter.sum() for parameter in self.parameters()) * 0.0  # type: ignore[return-value]
-        losses = self.losses(batch)
+        losses, parts = self.losses(batch)
         self.log("train_loss", losses.detach().mean(), prog_bar=True, batch_size=len(batch))
+        for name, part in parts.items():
+            self.log(f"train_{name}", part.detach().mean(), batch_size=len(batch))
         # Lightning divides by the accumulated batches, DDP by the ranks: their product is undone here
         return losses.sum() * (self.micro_batches_per_step / batch.step_utterances)
 
-    def losses(self, batch: Batch) -> Tensor:
-        """(B,) CTC losses of augmented utterances."""
+    def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B,) losses of augmented utterances, and the parts that the objective tells apart."""
         seeds = utterance_seeds(self.seed, self.current_epoch, batch.indices)
         waveforms, lengths = batch.waveforms, batch.lengths
         # no autocast: half precision would alter the samples, and which ones would depend on the batch
@@ -88,14 +92,16 @@ class SpeechRecognition(L.LightningModule):
             for augment in self.waveform_augment:
                 waveforms, lengths = augment(waveforms, lengths, seeds)
             features, lengths = self.model.features(waveforms, lengths)
-            for augment in self.feature_augment:
-                features, lengths = augment(features, lengths, seeds)
-        log_probs, lengths = self.model.encode(features, lengths)
-        return self.ctc_losses(log_probs, lengths, batch)
 
-    def ctc_losses(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
-        """(B,) negative log-likelihoods of the labels."""
-        return self.ctc(log_probs.transpose(0, 1), batch.labels, lengths, batch.label_lengths)
+        @torch.no_grad()
+        @torch.autocast(waveforms.device.type, enabled=False)
+        def view(number: int) -> tuple[Tensor, Tensor]:
+            seen, frames = features, lengths
+            for augment in self.feature_augment:
+                seen, frames = augment(seen, frames, view_seeds(seeds, number))
+            return seen, frames
+
+        return self.objective(self.model, view, batch)
 
     # --- validation
 
@@ -108,7 +114,7 @@ class SpeechRecognition(L.LightningModule):
         if not len(batch):
             return
         log_probs, lengths = self.model(batch.waveforms, batch.lengths)
-        losses = self.ctc_losses(log_probs, lengths, batch)[batch.label_lengths > 0]
+        losses = ctc_losses(log_probs, lengths, batch.labels, batch.label_lengths)[batch.label_lengths > 0]
         real = torch.arange(log_probs.shape[1])[None, :] < lengths[:, None]
         blank = (log_probs.argmax(-1).cpu() == 0) & real
         self._sums += torch.tensor([float(losses.sum()), len(losses), float(blank.sum()), float(real.sum())])

@@ -102,6 +102,7 @@ def set_up(config: Mapping[str, Any], with_statistics: bool = True) -> tuple[L.T
     steps = config["epochs"] * data.steps_per_epoch()
     module = SpeechRecognition(
         pipeline,
+        config["objective"],
         config["optimizer"],
         config["schedule"],
         config["augment"],

@@ -57,9 +57,9 @@ def test_from_manifest_to_transcript(train, tones):
     assert json.loads((run / "run.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-@pytest.mark.parametrize("step", [1, 3, 5, 8])
-def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(train, monkeypatch, step):
-    whole = train("whole", *SHORT)
+@pytest.mark.parametrize("step, options", [(1, ()), (3, ()), (5, ()), (8, ()), (5, ("objective=cr_ctc",))])
+def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(train, monkeypatch, step, options):
+    whole = train("whole", *SHORT, *options)
     steps = sum(1 for _ in (whole / "csv/version_0/metrics.csv").open())
     assert steps > 0
 
@@ -70,8 +70,8 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(train, mon
     with monkeypatch.context() as patch:
         patch.setattr(SpeechRecognition, "on_train_batch_end", die)
         with pytest.raises(RuntimeError, match="killed"):
-            train("cut", *SHORT)
-    cut = train("cut", *SHORT, "resume=auto")
+            train("cut", *SHORT, *options)
+    cut = train("cut", *SHORT, *options, "resume=auto")
     assert difference(whole, cut) == 0
 
 
@@ -109,8 +109,11 @@ def test_killed_for_real(tones, tmp_path, train):
     assert difference(whole, out) == 0
 
 
-def test_two_processes_equal_one_that_accumulates(tones, tmp_path, train):
-    options = ("epochs=2", "data.batch_seconds=6", "augment=[]", "encoder.dropout=0")
+@pytest.mark.parametrize(
+    "objective", [("objective=ctc", "augment=[]"), ("objective=cr_ctc", "augment=[specaugment]")], ids=["ctc", "cr_ctc"]
+)
+def test_two_processes_equal_one_that_accumulates(tones, tmp_path, train, objective):
+    options = ("epochs=2", "data.batch_seconds=6", "encoder.dropout=0", *objective)
     one = train("one", *options, "trainer.accumulate_grad_batches=2")
     two = tmp_path / "two"
     devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")

@@ -1,0 +1,123 @@
+"""Each objective against its formula, written out utterance by utterance without padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import ctc_loss, kl_div
+
+from asr.encoders import Blstm
+from asr.errors import ConfigError
+from asr.featurizers import LogMel
+from asr.model import AcousticModel
+from asr.objectives import CrCtc, Ctc
+from asr.types import Batch
+
+FRAMES = (60, 24, 41)
+LABELS = ((3, 1, 1, 4), (2,), (5, 5, 3))
+
+
+@pytest.fixture
+def model() -> AcousticModel:
+    torch.manual_seed(0)
+    return AcousticModel(LogMel(bands=8), Blstm(8, layers=3, width=6, channels=2, dropout=0.0), labels=6)
+
+
+def batch(*rows: int) -> Batch:
+    labels = torch.nn.utils.rnn.pad_sequence([torch.tensor(LABELS[row]) for row in rows], batch_first=True)
+    counts = torch.tensor([len(LABELS[row]) for row in rows])
+    return Batch(torch.zeros(len(rows), 1), torch.ones_like(counts), labels, counts, torch.tensor(rows))
+
+
+def features(row: int, number: int) -> Tensor:
+    return torch.randn(1, FRAMES[row], 8, generator=torch.Generator().manual_seed(10 * number + row))
+
+
+def views(*rows: int):
+    def view(number: int) -> tuple[Tensor, Tensor]:
+        pieces = [features(row, number)[0] for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True), torch.tensor([FRAMES[row] for row in rows])
+
+    return view
+
+
+def emissions(model: AcousticModel, row: int, number: int) -> Tensor:
+    """(T, V) of an utterance alone."""
+    return model.encode(features(row, number), torch.tensor([FRAMES[row]]))[0][0]
+
+
+def ctc(log_probs: Tensor, row: int) -> Tensor:
+    labels = torch.tensor([LABELS[row]])
+    return ctc_loss(log_probs[:, None], labels, [len(log_probs)], [labels.shape[1]], reduction="sum")
+
+
+def gradients(model: AcousticModel, losses: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(losses.sum(), [*model.parameters()]))
+
+
+def test_ctc(model):
+    losses, parts = Ctc()(model, views(0, 1, 2), batch(0, 1, 2))
+    expected = torch.stack([ctc(emissions(model, row, 0), row) for row in range(3)])
+    torch.testing.assert_close(losses, expected)
+    assert parts == {}
+
+
+def test_cr_ctc(model):
+    losses, parts = CrCtc(weight=0.3)(model, views(0, 1, 2), batch(0, 1, 2))
+    expected = []
+    for row in range(3):
+        one, other = emissions(model, row, 0), emissions(model, row, 1)
+        likelihood = (ctc(one, row) + ctc(other, row)) / 2
+        to_one = kl_div(one, other.detach().exp(), reduction="sum")
+        to_other = kl_div(other, one.detach().exp(), reduction="sum")
+        torch.testing.assert_close(parts["ctc"][row], likelihood)
+        torch.testing.assert_close(parts["consistency"][row], (to_one + to_other) / 2)
+        expected.append(likelihood + 0.3 * (to_one + to_other) / 2)
+    torch.testing.assert_close(losses, torch.stack(expected))
+    assert parts["consistency"].min() > 0
+    for ours, theirs in zip(gradients(model, losses), gradients(model, torch.stack(expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_the_target_of_the_consistency_gets_no_gradient(model):
+    """With it, the gradient of a symmetric divergence would be another one."""
+    _, parts = CrCtc()(model, views(0), batch(0))
+    one, other = emissions(model, 0, 0), emissions(model, 0, 1)
+    with_it = (
+        kl_div(one, other, reduction="sum", log_target=True) + kl_div(other, one, reduction="sum", log_target=True)
+    ) / 2
+    torch.testing.assert_close(parts["consistency"].sum(), with_it)
+    found, other_way = gradients(model, parts["consistency"]), gradients(model, with_it)
+    assert max(float((a - b).abs().max()) for a, b in zip(found, other_way, strict=True)) > 1e-3
+
+
+def test_views_that_are_alike_have_no_divergence(model):
+    losses, parts = CrCtc()(model, lambda number: views(0, 1)(0), batch(0, 1))
+    torch.testing.assert_close(parts["consistency"], torch.zeros(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(losses, Ctc()(model, views(0, 1), batch(0, 1))[0])
+
+
+def test_the_views_have_dropout_of_their_own(model):
+    model.encoder.dropout.p = 0.5
+    _, parts = CrCtc()(model, lambda number: views(0)(0), batch(0))
+    assert parts["consistency"] > 1e-3
+
+
+def test_views_of_other_lengths_are_refused(model):
+    def view(number: int) -> tuple[Tensor, Tensor]:
+        return features(0, 0), torch.tensor([FRAMES[0] - number])
+
+    with pytest.raises(ConfigError, match="changes lengths"):
+        CrCtc()(model, view, batch(0))
+
+
+def test_impossible_labels_cost_nothing(model):
+    def view(number: int) -> tuple[Tensor, Tensor]:
+        return features(0, number)[:, :4], torch.tensor([4])  # one frame of emissions
+
+    losses, _ = Ctc()(model, view, batch(0))
+    assert losses.item() == 0
+    losses, parts = CrCtc()(model, view, batch(0))
+    assert parts["ctc"].item() == 0 and losses.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients(model, losses))
