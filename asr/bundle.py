@@ -34,7 +34,8 @@ OWN = "bundle:"
 
 def pipeline_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a training's config that its recognizer needs."""
-    return {"format": FORMAT, **{key: config[key] for key in (*STAGES, "normalization")}}
+    conditioning = {"self_conditioning": config["self_conditioning"]} if config.get("self_conditioning") else {}
+    return {"format": FORMAT, **{key: config[key] for key in (*STAGES, "normalization")}, **conditioning}
 
 
 def save_bundle(folder: Path, pipeline: Pipeline, config: Mapping[str, Any], card: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +22,25 @@ class AcousticModel(nn.Module):
         encoder: features → hidden vectors.
         labels: number of labels, blank (id 0) among them.
         normalization: "global" (statistics of the training set) or "utterance" (cannot stream).
+        self_conditioning: the encoder's layers, counted from 1, whose prediction p = softmax(head(h)) goes into the
+            next layer with their hidden vectors h, as h + W p + b, with W and b the same for all of them (Nozaki &
+            Komatsu, arXiv 2104.02724).
+
+    Raises:
+        ConfigError: there is no such normalisation, or no such layer.
     """
 
     featurizer: Any
     encoder: Any
 
-    def __init__(self, featurizer: Any, encoder: Any, labels: int, normalization: str = "global"):
+    def __init__(
+        self,
+        featurizer: Any,
+        encoder: Any,
+        labels: int,
+        normalization: str = "global",
+        self_conditioning: Sequence[int] = (),
+    ):
         super().__init__()
         if normalization not in NORMALIZATIONS:
             raise ConfigError(f"normalization={normalization}: must be one of {', '.join(NORMALIZATIONS)}.")
@@ -35,6 +48,9 @@ class AcousticModel(nn.Module):
         self.normalization = NORMALIZATIONS[normalization](featurizer.dim)
         self.encoder = encoder
         self.head = nn.Linear(encoder.dim, labels)
+        self.self_conditioning = self.inner_layers(self_conditioning, "self_conditioning")
+        if self.self_conditioning:
+            self.conditioning = nn.Linear(labels, encoder.dim)
 
     @property
     def sample_rate(self) -> int:
@@ -60,10 +76,44 @@ class AcousticModel(nn.Module):
 
     def encode(self, features: Tensor, lengths: Tensor, tap: Callable | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, D), (B,) → log-probabilities (B, T', V) float32 and lengths (B,)."""
-        hidden, lengths = self.encoder(features, lengths, tap)
+
+        def condition(layer: int, hidden: Tensor, frames: Tensor) -> Tensor:
+            hidden = tap(layer, hidden, frames) if tap else hidden
+            if layer + 1 in self.self_conditioning:
+                hidden = hidden + self.conditioning(self.log_probs(hidden).exp())
+            return hidden
+
+        hidden, lengths = self.encoder(features, lengths, condition if self.self_conditioning else tap)
+        return self.log_probs(hidden), lengths
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """(B, T, H) of the encoder's last layer, or of one as wide → (B, T, V) float32."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(hidden.float()).log_softmax(-1), lengths
+            return self.head(hidden.float()).log_softmax(-1)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Waveforms (B, N), lengths (B,) samples on the CPU → log-probabilities (B, T', V), lengths (B,) frames."""
         return self.encode(*self.features(waveforms, lengths))
+
+    def inner_layers(self, layers: Sequence[int], key: str) -> set[int]:
+        """The numbers, counted from 1, of layers of the encoder that the head can read before the last.
+
+        Raises:
+            ConfigError: it has no such layers, or they are not as wide as the last.
+        """
+        if isinstance(layers, list | tuple) and not layers:
+            return set()
+        widths = []
+
+        def look(layer: int, hidden: Tensor, lengths: Tensor) -> Tensor:
+            widths.append(hidden.shape[-1])
+            return hidden
+
+        training = self.encoder.training
+        with torch.no_grad():
+            self.encoder.eval()(torch.zeros(1, 1, self.featurizer.dim), torch.tensor([1]), look)
+        self.encoder.train(training)
+        possible = [k for k, width in enumerate(widths[:-1], 1) if width == self.encoder.dim]
+        if not isinstance(layers, list | tuple) or not set(layers) <= set(possible):
+            raise ConfigError(f"{key}={layers}: must be a list from {possible}, the layers below the last and as wide.")
+        return set(layers)

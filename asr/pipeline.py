@@ -32,7 +32,8 @@ def build(config: Mapping[str, Any], texts: Iterable[str] | None = None, tokeniz
     """Build the stages that a config names; sizes flow forward from one stage to the next.
 
     Args:
-        config: with the keys `text`, `tokenizer`, `featurizer`, `encoder`, `decoder`, `normalization`.
+        config: with the keys `text`, `tokenizer`, `featurizer`, `encoder`, `decoder`, `normalization`,
+            and `self_conditioning` if it has any.
         texts: transcripts that the tokenizer learns its labels from.
         tokenizer: one that has its labels already, such as a bundle's; then no texts are needed.
 
@@ -45,6 +46,7 @@ def build(config: Mapping[str, Any], texts: Iterable[str] | None = None, tokeniz
         tokenizer.fit(map(text, texts or ()))
     featurizer = instantiate(config["featurizer"], "featurizer")
     encoder = instantiate(config["encoder"], "encoder", input_dim=featurizer.dim)
-    model = AcousticModel(featurizer, encoder, len(tokenizer), config["normalization"])
+    conditioning = config.get("self_conditioning") or ()
+    model = AcousticModel(featurizer, encoder, len(tokenizer), config["normalization"], conditioning)
     decoder = instantiate(config["decoder"], "decoder", tokenizer=tokenizer)
     return Pipeline(text, tokenizer, model, decoder)

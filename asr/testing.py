@@ -22,7 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asr.types import Emissions, Hypothesis
+from asr.encoders import Blstm
+from asr.featurizers import LogMel
+from asr.model import AcousticModel
+from asr.types import Batch, Emissions, Hypothesis
 
 TOLERANCE = 1e-5
 """Largest absolute or relative difference between an utterance alone and the same in a batch, in float32."""
@@ -126,6 +129,47 @@ def check_augment(augment: nn.Module) -> None:
     again, lengths_again = augment(x, lengths, seeds + 100)
     fixed = torch.equal(new, lengths_again) and _close(y, again) and not _close(x, y)
     _require(not fixed, f"{name}: other seeds make no difference.")
+
+
+def check_objective(make: Callable[..., Any]) -> None:
+    """Check an objective, or what makes one of a `model`: an utterance's loss is finite, and its own in any batch.
+
+    >>> from asr.objectives import CrCtc
+    >>> check_objective(CrCtc)
+    """
+    random = torch.Generator().manual_seed(0)
+    frames, counts = torch.tensor([24, 120, 61, 4]), torch.tensor([1, 7, 0, 6])  # the last: more than its frames hold
+    features, labels = torch.randn(2, 4, 120, 8, generator=random), torch.randint(1, 6, (4, 7), generator=random)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = AcousticModel(LogMel(bands=8), Blstm(8, layers=3, width=8, channels=2, dropout=0.0), labels=6)
+        objective = make(model=model)
+    name = type(objective).__name__
+
+    def call(rows: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        lengths, longest = frames[rows], int(frames[rows].max())
+        padding = torch.arange(longest)[None, :] >= lengths[:, None]
+        given = labels[rows, : max(int(counts[rows].max()), 1)]
+        batch = Batch(torch.zeros(len(rows), 1), torch.ones_like(lengths), given, counts[rows], torch.tensor(rows))
+
+        def view(number: int) -> tuple[Tensor, Tensor]:
+            return features[number % 2, rows, :longest].masked_fill(padding[..., None], 0), lengths
+
+        return objective(model, view, batch)
+
+    losses, parts = call([0, 1, 2, 3])
+    for key, values in {"loss": losses, **parts}.items():
+        _require(values.shape == (4,), f"{name}: '{key}' must be (B,), found {tuple(values.shape)}.")
+        _require(bool(values.isfinite().all()), f"{name}: '{key}' must be finite, found {values.tolist()}.")
+    for row in range(4):
+        alone = call([row])[0][0]
+        leak = f"{name}: the loss of an utterance alone is {alone:.6g}, in a batch {losses[row]:.6g}."
+        _require(torch.allclose(alone, losses[row], rtol=1e-4, atol=1e-4), leak)
+    losses.sum().backward()
+    for key, parameter in model.named_parameters():
+        gradient = torch.zeros(1) if parameter.grad is None else parameter.grad
+        _require(bool(gradient.any()), f"{name}: no gradient reaches the model's '{key}'.")
+        _require(bool(gradient.isfinite().all()), f"{name}: the gradient of '{key}' has NaN or infinite values.")
 
 
 def check_text(text: Callable[[str], str], examples: Iterable[str] = TEXTS) -> None:

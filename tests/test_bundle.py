@@ -84,6 +84,15 @@ def test_round_trip(tmp_path, tokenizer):
     assert loaded.text("it's") == pipeline.text("it's") == "IT'S"
 
 
+def test_self_conditioning_travels_with_it(tmp_path):
+    config = CONFIG | {"encoder": CONFIG["encoder"] | {"layers": 2}, "self_conditioning": [1]}
+    pipeline = build(config, texts=TEXTS)
+    pipeline.model.eval()
+    save_bundle(tmp_path / "bundle", pipeline, pipeline_config(config), "")
+    assert torch.equal(outputs(load_pipeline(tmp_path / "bundle")), outputs(pipeline))
+    assert "self_conditioning" not in pipeline_config(config | {"self_conditioning": []})
+
+
 def test_every_way_to_name_it(bundle):
     run = bundle.parent
     expected = outputs(load_pipeline(bundle))

@@ -5,6 +5,7 @@ from asr.encoders import Blstm, Gru
 from asr.errors import ConfigError
 from asr.featurizers import LogMel, Mfcc, Spectrogram
 from asr.model import AcousticModel
+from asr.testing import check_model
 
 FEATURIZERS = {"log_mel": LogMel, "mfcc": Mfcc, "spectrogram": Spectrogram}
 ENCODERS = {
@@ -119,6 +120,34 @@ def test_state_holds_the_statistics():
     copy.load_state_dict(model.state_dict())
     waveform = utterances(8000)[0]
     assert torch.equal(alone(copy, waveform), alone(model, waveform))
+
+
+@pytest.mark.parametrize("encoder", [Blstm, Gru])
+@torch.no_grad()
+def test_self_conditioning(encoder):
+    """Each conditioned layer by its formula, on an utterance alone."""
+    torch.manual_seed(0)
+    stack = encoder(80, layers=3, width=16, channels=4)
+    model = AcousticModel(LogMel(), stack, 12, self_conditioning=[1, 2]).eval()
+    features, lengths = model.features(utterances(8000)[0][None], torch.tensor([8000]))
+    x = stack.norms[0](stack.subsampling(features, lengths)[0])
+    for layer, norm in zip(stack.layers, stack.norms[1:], strict=True):
+        x = norm(layer(x)[0])
+        log_probs = model.head(x).log_softmax(-1)
+        x = x + log_probs.exp() @ model.conditioning.weight.T + model.conditioning.bias
+    torch.testing.assert_close(model.encode(features, lengths)[0], log_probs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_padding_and_neighbours_change_nothing_under_self_conditioning(encoder):
+    torch.manual_seed(0)
+    model = AcousticModel(LogMel(), ENCODERS[encoder](80, layers=2, width=16, channels=4), 12, self_conditioning=[1])
+    check_model(model)
+
+
+def test_self_conditioning_of_the_last_layer_is_refused():
+    with pytest.raises(ConfigError, match=r"self_conditioning=\[2\].*from \[1\]"):
+        AcousticModel(LogMel(), Blstm(80, layers=2, width=16, channels=4), 12, self_conditioning=[2])
 
 
 def test_unknown_normalization():

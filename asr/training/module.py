@@ -62,7 +62,7 @@ class SpeechRecognition(L.LightningModule):
         stages = build_augmentations(augment)
         self.waveform_augment = nn.ModuleList(stage for stage in stages if stage.domain == "waveform")
         self.feature_augment = nn.ModuleList(stage for stage in stages if stage.domain == "features")
-        self.objective = instantiate(objective, "objective")
+        self.objective = instantiate(objective, "objective", model=self.model)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.model(waveforms, lengths)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -57,14 +59,65 @@ def gradients(model: AcousticModel, losses: Tensor) -> list[Tensor]:
 
 
 def test_ctc(model):
-    losses, parts = Ctc()(model, views(0, 1, 2), batch(0, 1, 2))
+    losses, _ = Ctc(model)(model, views(0, 1, 2), batch(0, 1, 2))
     expected = torch.stack([ctc(emissions(model, row, 0), row) for row in range(3)])
     torch.testing.assert_close(losses, expected)
-    assert parts == {}
+
+
+def inner_emissions(model: AcousticModel, row: int, number: int, layer: int) -> Tensor:
+    """(T, V) of an utterance alone, by a copy of the model that ends with this layer."""
+    model = copy.copy(model)
+    model._modules = {**model._modules, "encoder": copy.copy(model.encoder)}
+    model.encoder._modules = {**model.encoder._modules, "layers": model.encoder.layers[:layer]}
+    return emissions(model, row, number)
+
+
+def test_intermediate_ctc(model):
+    losses, parts = Ctc(model, [1, 2], 0.4)(model, views(0, 1, 2), batch(0, 1, 2))
+    expected = []
+    for row in range(3):
+        last, one, two = (ctc(inner_emissions(model, row, 0, layer), row) for layer in (3, 1, 2))
+        torch.testing.assert_close(parts["ctc"][row], last)
+        expected.append(0.6 * last + 0.4 * (one + two) / 2)
+    torch.testing.assert_close(losses, torch.stack(expected))
+    for ours, theirs in zip(gradients(model, losses), gradients(model, torch.stack(expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_cr_ctc_with_intermediate_layers(model):
+    losses, parts = CrCtc(model, 0.3, [2], 0.4)(model, views(0, 1), batch(0, 1))
+    for row in range(2):
+        inner = sum(ctc(inner_emissions(model, row, number, 2), row) for number in range(2)) / 2
+        torch.testing.assert_close(parts["intermediate_ctc"][row], inner)
+    torch.testing.assert_close(
+        losses, 0.6 * parts["ctc"] + 0.4 * parts["intermediate_ctc"] + 0.3 * parts["consistency"]
+    )
+
+
+def test_intermediate_predictions_come_before_self_conditioning():
+    torch.manual_seed(0)
+    encoder = Blstm(8, layers=2, width=6, channels=2, dropout=0.0)
+    model = AcousticModel(LogMel(bands=8), encoder, labels=6, self_conditioning=[1])
+    _, parts = Ctc(model, [1])(model, views(0), batch(0))
+    plain = AcousticModel(LogMel(bands=8), encoder, labels=6)
+    plain.head = model.head
+    torch.testing.assert_close(parts["intermediate_ctc"][0], ctc(inner_emissions(plain, 0, 0, 1), 0))
+
+
+@pytest.mark.parametrize("layers", [[3], [0], [1, 4], 2, "2"])
+def test_layers_that_are_none(model, layers):
+    with pytest.raises(ConfigError, match=r"objective.intermediate_layers=.*from \[1, 2\]"):
+        CrCtc(model, intermediate_layers=layers)
+
+
+@pytest.mark.parametrize("option", [{"weight": -1.0}, {"intermediate_weight": 1.0}])
+def test_weights_out_of_range(model, option):
+    with pytest.raises(ConfigError, match=f"objective.{next(iter(option))}"):
+        CrCtc(model, **option)
 
 
 def test_cr_ctc(model):
-    losses, parts = CrCtc(weight=0.3)(model, views(0, 1, 2), batch(0, 1, 2))
+    losses, parts = CrCtc(model, 0.3)(model, views(0, 1, 2), batch(0, 1, 2))
     expected = []
     for row in range(3):
         one, other = emissions(model, row, 0), emissions(model, row, 1)
@@ -82,7 +135,7 @@ def test_cr_ctc(model):
 
 def test_the_target_of_the_consistency_gets_no_gradient(model):
     """With it, the gradient of a symmetric divergence would be another one."""
-    _, parts = CrCtc()(model, views(0), batch(0))
+    _, parts = CrCtc(model)(model, views(0), batch(0))
     one, other = emissions(model, 0, 0), emissions(model, 0, 1)
     with_it = (
         kl_div(one, other, reduction="sum", log_target=True) + kl_div(other, one, reduction="sum", log_target=True)
@@ -93,14 +146,14 @@ def test_the_target_of_the_consistency_gets_no_gradient(model):
 
 
 def test_views_that_are_alike_have_no_divergence(model):
-    losses, parts = CrCtc()(model, lambda number: views(0, 1)(0), batch(0, 1))
+    losses, parts = CrCtc(model)(model, lambda number: views(0, 1)(0), batch(0, 1))
     torch.testing.assert_close(parts["consistency"], torch.zeros(2), atol=1e-6, rtol=0)
-    torch.testing.assert_close(losses, Ctc()(model, views(0, 1), batch(0, 1))[0])
+    torch.testing.assert_close(losses, Ctc(model)(model, views(0, 1), batch(0, 1))[0])
 
 
 def test_the_views_have_dropout_of_their_own(model):
     model.encoder.dropout.p = 0.5
-    _, parts = CrCtc()(model, lambda number: views(0)(0), batch(0))
+    _, parts = CrCtc(model)(model, lambda number: views(0)(0), batch(0))
     assert parts["consistency"] > 1e-3
 
 
@@ -109,15 +162,15 @@ def test_views_of_other_lengths_are_refused(model):
         return features(0, 0), torch.tensor([FRAMES[0] - number])
 
     with pytest.raises(ConfigError, match="changes lengths"):
-        CrCtc()(model, view, batch(0))
+        CrCtc(model)(model, view, batch(0))
 
 
 def test_impossible_labels_cost_nothing(model):
     def view(number: int) -> tuple[Tensor, Tensor]:
         return features(0, number)[:, :4], torch.tensor([4])  # one frame of emissions
 
-    losses, _ = Ctc()(model, view, batch(0))
+    losses, _ = Ctc(model)(model, view, batch(0))
     assert losses.item() == 0
-    losses, parts = CrCtc()(model, view, batch(0))
+    losses, parts = CrCtc(model)(model, view, batch(0))
     assert parts["ctc"].item() == 0 and losses.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients(model, losses))

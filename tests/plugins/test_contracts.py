@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from asr import augment, decoders, encoders, featurizers, testing, text, tokenizers
+from asr import augment, decoders, encoders, featurizers, objectives, testing, text, tokenizers
 from asr.model import AcousticModel
 
 
@@ -56,6 +57,12 @@ def test_our_tokenizers_decoder_text_and_augmentations() -> None:
     testing.check_text(text.Normalizer(), ["Twenty-one o’clock, 'Go!'", "ŉ…", "Straße  İ"])
     testing.check_augment(augment.SpecAugment())
     testing.check_augment(augment.SpeedPerturbation([0.8, 1.0, 1.25]))
+
+
+@pytest.mark.parametrize("options", [{}, {"intermediate_layers": [1, 2], "intermediate_weight": 0.5}])
+@pytest.mark.parametrize("make", [objectives.Ctc, objectives.CrCtc])
+def test_our_objectives(make, options: dict) -> None:
+    testing.check_objective(partial(make, **options))
 
 
 def test_the_example(example: Path) -> None:
@@ -251,6 +258,43 @@ class Halved(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         return features[:, ::2], (lengths + 1) // 2
+
+
+class MeanOfTheBatch(objectives.Ctc):
+    def __call__(self, model, view, batch):
+        losses, parts = super().__call__(model, view, batch)
+        return losses.mean().expand(len(batch)), parts
+
+
+class Scalar(objectives.Ctc):
+    def __call__(self, model, view, batch):
+        losses, parts = super().__call__(model, view, batch)
+        return losses.sum(), parts
+
+
+class PaddedConsistency(objectives.CrCtc):
+    def encode(self, *arguments):
+        log_probs, lengths, parts = super().encode(*arguments)
+        return log_probs, torch.full_like(lengths, log_probs.shape[1]), parts
+
+
+class Detached(objectives.Ctc):
+    def __call__(self, model, view, batch):
+        return super().__call__(model, lambda number: (0 * view(number)[0], view(number)[1]), batch)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (MeanOfTheBatch, "alone is"),
+        (PaddedConsistency, "alone is"),
+        (Scalar, r"'loss' must be \(B,\)"),
+        (Detached, "no gradient reaches the model's 'encoder"),
+    ],
+)
+def test_broken_objectives_fail(make, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        testing.check_objective(make)
 
 
 def test_other_broken_components_fail() -> None:

@@ -164,6 +164,7 @@ def test_a_finished_run_has_nothing_left_to_resume(train):
         ["schedule=plateau", "optimizer=sgd", "trainer.check_val_every_n_epoch=2"],
         ["schedule=noam", "trainer.precision=bf16-mixed", "normalization=utterance"],
         ["schedule=warmup_cosine", "encoder=gru", "featurizer=mfcc", "tokenizer=characters", "monitor=val_cer"],
+        ["objective=inter_ctc", "objective.intermediate_layers=[1]", "self_conditioning=[1]", "encoder.layers=2"],
         ["schedule=constant", "callbacks=[checkpoints,early_stopping]", "featurizer=spectrogram", "max_steps=3"],
     ],
 )
