@@ -159,34 +159,57 @@ def map_options(config: Mapping[str, Any], change: Callable[[str, Any], Any], ab
     }
 
 
+def flatten(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, as a user types them."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
+    return flat
+
+
 def load_pipeline(checkpoint: str | Path, decoder: Mapping[str, Any] | None = None) -> Pipeline:
     """Build the pipeline of a trained recognizer and load its weights, on the CPU, in evaluation mode.
 
     Args:
-        checkpoint: a bundle, a run's folder, or a Lightning `.ckpt` of a run.
+        checkpoint: a bundle, a run's folder, or a Lightning `.ckpt` of a run; where training averaged the weights
+            (`callbacks=[…,ema]`), its average.
         decoder: a config to use instead of the bundle's own.
 
     Raises:
         CheckpointError: nothing there, damaged, unsafe, or not fitting.
     """
-    path = Path(checkpoint)
-    if path.is_file() and path.suffix == ".ckpt":
-        pipeline = _load_ckpt(path, decoder)
-    elif (path / "bundle" / "config.yaml").is_file():
-        pipeline = _load_folder(path / "bundle", decoder)
-    elif (path / "config.yaml").is_file() and (path / "model.safetensors").is_file():
-        pipeline = _load_folder(path, decoder)
-    elif (path / "checkpoints").is_dir():
-        pipeline = _load_ckpt(_best(path), decoder)
-    else:
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not path.exists() else []
-        close = difflib.get_close_matches(path.name, siblings, n=1)
-        hint = f" Did you mean {path.parent / close[0]}?" if close else ""
-        raise CheckpointError(
-            f"checkpoint={checkpoint}: no recognizer there. Give a run's folder, its bundle, or a .ckpt file.{hint}"
-        )
+    path = _locate(checkpoint)
+    pipeline = (_load_ckpt if path.is_file() else _load_folder)(path, decoder)
     pipeline.model.eval().requires_grad_(False)
     return pipeline
+
+
+def load_config(checkpoint: str | Path) -> dict[str, Any]:
+    """The config of what `load_pipeline` loads, as `pipeline_config` gives it."""
+    path = _locate(checkpoint)
+    if path.is_file():
+        return read_checkpoint(path)["recognizer"]["config"]
+    config = _read_config(path)
+    return {**config, "decoder": _resolve(config["decoder"], path)}
+
+
+def _locate(checkpoint: str | Path) -> Path:
+    """The folder of the bundle, or the `.ckpt` file, that a name of a recognizer stands for."""
+    path = Path(checkpoint)
+    if path.is_file() and path.suffix == ".ckpt":
+        return path
+    if (path / "bundle" / "config.yaml").is_file():
+        return path / "bundle"
+    if (path / "config.yaml").is_file() and (path / "model.safetensors").is_file():
+        return path
+    if (path / "checkpoints").is_dir():
+        return _best(path)
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not path.exists() else []
+    close = difflib.get_close_matches(path.name, siblings, n=1)
+    hint = f" Did you mean {path.parent / close[0]}?" if close else ""
+    raise CheckpointError(
+        f"checkpoint={checkpoint}: no recognizer there. Give a run's folder, its bundle, or a .ckpt file.{hint}"
+    )
 
 
 def _best(run: Path) -> Path:

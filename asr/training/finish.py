@@ -32,9 +32,12 @@ def finish(
     console: Console,
 ) -> None:
     """Save the bundle (the best weights, or the last where nothing was validated), score it, say what comes next."""
+    source = run / "checkpoints" / "last.ckpt"
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor == config["monitor"] and callback.best_model_path:
-            pipeline.model.load_state_dict(model_weights(read_checkpoint(Path(callback.best_model_path))))
+            source = Path(callback.best_model_path)
+    checkpoint = read_checkpoint(source)
+    pipeline.model.load_state_dict(model_weights(checkpoint))
     bundle = run / "bundle"
     save_bundle(bundle, pipeline, pipeline_config(config), "")
     lines = []
@@ -45,6 +48,8 @@ def finish(
         console.print(f"\n{name}  {manifest}", markup=False, soft_wrap=True)
         print_evaluation(evaluation, console)
         lines += [f"- {name} ({evaluation.total.duration / 3600:.2f} h): {line}" for line in evaluation.lines()[:2]]
+    averaged = ", a moving average" if "current_model_state" in checkpoint else ""
+    lines.append(f"- weights: of step {checkpoint['global_step']:,}{averaged}")
     save_bundle(bundle, pipeline, pipeline_config(config), card(config, data, lines, seconds))
     console.print(f"\nrecognizer  {bundle}  (training took {seconds / 60:.1f} min)", markup=False, soft_wrap=True)
     _show_next(bundle, list(scored.values())[-1] if scored else None, config["transcribe_example"], console)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from asr.bundle import check_config, describe, load_pipeline, pipeline_config, read_checkpoint
+from asr.bundle import check_config, describe, flatten, load_pipeline, pipeline_config, read_checkpoint
 from asr.data.module import TOO_SHORT, Fit, SpeechData
 from asr.errors import CheckpointError, ConfigError
 from asr.pipeline import Pipeline, build
@@ -203,7 +203,7 @@ def check_resumable(checkpoint: Path, module: SpeechRecognition, config: Mapping
         CheckpointError: with the keys that differ.
     """
     found = read_checkpoint(checkpoint)
-    old, new = _flat(found["recognizer"]["config"]), _flat(pipeline_config(config))
+    old, new = flatten(found["recognizer"]["config"]), flatten(pipeline_config(config))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not key.startswith("decoder")]
     labels = load_pipeline(checkpoint).tokenizer.labels
     if not changed and labels != module.pipeline.tokenizer.labels:
@@ -211,16 +211,11 @@ def check_resumable(checkpoint: Path, module: SpeechRecognition, config: Mapping
     steps = [schedule.get("total_steps") for schedule in found.get("lr_schedulers", ())]
     if not changed and steps and steps[0] not in (None, module.steps + 1):
         changed = [f"the steps of the schedule ({steps[0] - 1}, now {module.steps}: epochs, max_steps or the data)"]
+    averages = any(callback["_target_"].endswith(".Ema") for callback in (config["callbacks"] or {}).values())
+    if not changed and averages != ("current_model_state" in found):
+        changed = ["whether the weights are averaged (callbacks: ema)"]
     if changed:
         raise CheckpointError(
             f"{checkpoint}: cannot be resumed, because this has changed: {', '.join(changed)}. "
             "Resume with the options of the run (its config.yaml), or start a new one in another out=."
         )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots, as a user types them."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

@@ -4,7 +4,7 @@ import torch
 import torchaudio
 
 from asr.augment import SpecAugment, SpeedPerturbation
-from asr.augment.seeds import generators, utterance_seeds
+from asr.augment.seeds import generators, utterance_seeds, view_seeds
 from asr.errors import ConfigError
 
 
@@ -105,6 +105,15 @@ def test_masks_are_a_function_of_the_seed_and_not_of_the_batch():
         assert torch.equal(alone[0], together[row, : len(utterance)])
     other, _ = augment(pad(utterances), lengths, seeds + 100)
     assert not torch.equal(together, other)
+
+
+def test_views_have_seeds_of_their_own():
+    """Of each other, and of every utterance of this epoch and the next."""
+    seeds = [utterance_seeds(0, epoch, torch.arange(500)) for epoch in range(2)]
+    views = [view_seeds(seeds[0], view) for view in range(3)]
+    assert torch.equal(views[0], seeds[0])
+    assert len(torch.cat([*views, seeds[1]]).unique()) == 2000 and min(int(view.min()) for view in views) >= 0
+    assert torch.equal(view_seeds(seeds[0][7:9], 1), views[1][7:9])
 
 
 def test_masks_reach_both_ends():

@@ -22,6 +22,7 @@ from asr.training.module import SpeechRecognition
 from .conftest import SMALL
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+EMA = "callbacks=[checkpoints,ema]"
 SHORT = ("epochs=3", "data.batch_seconds=8", "callbacks.last.every_n_train_steps=2")
 
 
@@ -57,7 +58,7 @@ def test_from_manifest_to_transcript(train, tones):
     assert json.loads((run / "run.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-@pytest.mark.parametrize("step, options", [(1, ()), (3, ()), (5, ()), (8, ()), (5, ("objective=cr_ctc",))])
+@pytest.mark.parametrize("step, options", [(1, ()), (3, ()), (5, ()), (8, ()), (5, ("objective=cr_ctc", EMA))])
 def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(train, monkeypatch, step, options):
     whole = train("whole", *SHORT, *options)
     steps = sum(1 for _ in (whole / "csv/version_0/metrics.csv").open())
@@ -164,7 +165,13 @@ def test_a_finished_run_has_nothing_left_to_resume(train):
         ["schedule=plateau", "optimizer=sgd", "trainer.check_val_every_n_epoch=2"],
         ["schedule=noam", "trainer.precision=bf16-mixed", "normalization=utterance"],
         ["schedule=warmup_cosine", "encoder=gru", "featurizer=mfcc", "tokenizer=characters", "monitor=val_cer"],
-        ["objective=inter_ctc", "objective.intermediate_layers=[1]", "self_conditioning=[1]", "encoder.layers=2"],
+        [
+            "objective=inter_ctc",
+            "objective.intermediate_layers=[1]",
+            "self_conditioning=[1]",
+            "encoder.layers=2",
+            "trainer.precision=bf16-mixed",
+        ],
         ["schedule=constant", "callbacks=[checkpoints,early_stopping]", "featurizer=spectrogram", "max_steps=3"],
     ],
 )
