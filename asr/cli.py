@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "score a recognizer on a manifest",
     "transcribe": "audio files to text",
     "align": "the words of transcripts to their times",
+    "average": "the mean weights of several checkpoints",
     "tune_decoder": "search a decoder's options",
     "train_lm": "train a language model",
     "evaluate_lm": "a language model's perplexity",
@@ -25,9 +26,10 @@ COMMANDS = {
 TAKES_WORDS = ("transcribe", "align", "benchmark")
 """Commands with words that are no options: audio files, the name of a benchmark."""
 PATH_KEYS = (
-    "checkpoint", "manifest", "manifests", "out", "compare", "resume", "data.train", "data.validation", "data.test",
-    "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json", "transcript", "decoder.lm", "decoder.label_lm",
-    "decoder.beam.lm", "decoder.beam.label_lm", "sentences", "lm_path", "runs",
+    "checkpoint", "checkpoints", "manifest", "manifests", "out", "compare", "resume", "run", "runs", "data.train",
+    "data.validation", "data.test", "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json", "transcript",
+    "decoder.lm", "decoder.label_lm", "decoder.beam.lm", "decoder.beam.label_lm",
+    "sentences", "lm_path",
     "model", "train", "test", "arpa",
 )  # fmt: skip
 """Keys whose values are taken literally: paths, and the transcript to align."""
@@ -39,7 +41,7 @@ NULLABLE = {"threads": int | None, "max_steps": int | None, "channel": int | Non
 """The types of keys whose default is null."""
 LEAST = {
     "epochs": 1, "max_steps": 1, "threads": 1, "channel": 0, "utterances": 1, "blocks": 1, "steps": 1, "rounds": 1,
-    "worst": 0, "fresh_utterances": 0,
+    "worst": 0, "fresh_utterances": 0, "last": 2,
 }  # fmt: skip
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")

@@ -207,6 +207,42 @@ def align(config: dict[str, Any], files: list[str] | None = None) -> None:
         raise SystemExit(1)
 
 
+def average(config: dict[str, Any]) -> None:
+    """Average the weights of checkpoints into a bundle; score it beside its parts."""
+    _set_threads(config["threads"])
+    from asr.bundle import save_bundle
+    from asr.evaluation.decode import evaluate_manifest
+    from asr.evaluation.report import summarize
+    from asr.recognizer import load
+    from asr.training import averaging
+
+    out = Path(config["out"])
+    if out.exists() and not (config["overwrite"] and _is_bundle(out)):
+        raise ConfigError(f"out={out}: is there already. Take another, or replace a bundle with overwrite=true.")
+    if bool(config["checkpoints"]) == bool(config["run"]):
+        raise ConfigError("Average what? Name checkpoints=[A.ckpt,B.ckpt], or run=RUN for its last ones.")
+    named = config["checkpoints"]
+    parts = [named] if isinstance(named, str) else named or averaging.last_checkpoints(config["run"], config["last"])
+    pipeline, found = averaging.average(parts)
+    lines = [
+        "# Mean of checkpoints",
+        "",
+        *(f"- {part}" for part in parts),
+        "",
+        f"Command: `{shlex.join(sys.argv)}`",
+        "",
+    ]
+    save_bundle(out, pipeline, found, "\n".join(lines))
+    if config["manifest"]:
+        for checkpoint in (*parts, out):
+            recognizer = load(
+                checkpoint, config["device"], config["decoder"], config["batch_seconds"], config["channel"]
+            )
+            total = summarize(evaluate_manifest(recognizer, config["manifest"])[0]).total
+            print(f"{total.words.format('WER')}, {total.characters.format('CER')}: {checkpoint}")
+    print(f"average: {out}")
+
+
 def tune_decoder(config: dict[str, Any]) -> None:
     """Search a decoder's options; write the best as a config, or into the bundle."""
     _set_threads(config["threads"])

@@ -81,6 +81,7 @@ def test_what_is_not_a_path_keeps_its_type(value_of: Callable[[str, str], Any]) 
 
 def test_lists_of_paths(value_of: Callable[[str, str], Any]) -> None:
     assert value_of("train", "data.train=[a.jsonl,b/c.jsonl]") == ["a.jsonl", "b/c.jsonl"]
+    assert value_of("average", "checkpoints=[epoch=3-step=9.ckpt,b]") == ["epoch=3-step=9.ckpt", "b"]
     assert value_of("train", "data.train=[语音/a=b.jsonl, (c).jsonl]") == ["语音/a=b.jsonl", "(c).jsonl"]
     assert value_of("train", "data.train=['a, b.jsonl']") == ["a, b.jsonl"]
 
@@ -126,7 +127,12 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture) -> None:
         run("train", ["--help"])
     out = capsys.readouterr().out
     assert stopped.value.code == 0
-    for line in ("encoder: blstm, gru", "experiment: an4, demo", "tokenizer: characters, sentencepiece, words"):
+    for line in (
+        "encoder: blstm, gru",
+        "experiment: an4, demo",
+        "objective: cr_ctc, ctc",
+        "tokenizer: characters, sentencepiece, words",
+    ):
         assert line in out
 
 
@@ -140,6 +146,7 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture) -> None:
             "usage: asr transcribe checkpoint=RUN [key=value …] FILE_OR_FOLDER …",
             "decoder: to use instead",
         ),
+        ("average", "usage: asr average checkpoints=[A.ckpt,B.ckpt] out=BUNDLE", "decoder: to score with"),
         ("train_lm", "usage: asr train_lm train=FILE out=DIR", "lm: which kind"),
         ("evaluate_lm", "usage: asr evaluate_lm model=DIR_OR_ARPA test=FILE", "text: how the text is normalized"),
         ("prepare", "usage: asr prepare corpus=NAME corpus.root=DIR out=DIR", "corpus: which one"),
@@ -184,6 +191,7 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture, monkeypatc
         ("train", "experiment=demo", ["+experiment=", "an4, demo"]),
         ("train", "encoder=blstn", ["encoder=blstn", "Did you mean blstm?"]),
         ("train", "augment=[sped]", ["augment=sped", "Did you mean speed"]),
+        ("train", "objective=cr_tc", ["objective=cr_tc", "Did you mean cr_ctc"]),
         ("train", "trainer=tpu", ["trainer=tpu", "Did you mean gpu or cpu?"]),
         ("prepare", "corpus=ann4", ["corpus=ann4", "Did you mean an4?"]),
         ("transcribe", "decoder=gredy", ["decoder=gredy", "Did you mean greedy?"]),
@@ -208,6 +216,7 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture, monkeypatc
         ("transcribe", "a.wav", ["checkpoint: has to be given: checkpoint=…"]),
         ("transcribe", "checkpoint=x", ["Which audio?"]),
         ("prepare", "corpus=an4", ["out: has to be given: out=…"]),
+        ("average", "checkpoints=[a,b]", ["out: has to be given: out=…"]),
         ("prepare", "out=x", ["corpus: which one?", "an4"]),
     ],
 )
