@@ -26,7 +26,7 @@ from asr.plugins import allowed_targets
 STAGES = ("text", "tokenizer", "featurizer", "encoder", "decoder")
 FORMAT = 1
 LM = "lm"
-FILE_OPTIONS = ("lm", "label_lm", "lexicon", "hotwords")
+FILE_OPTIONS = ("lm", "label_lm", "lexicon", "hotwords", "label_prior")
 """Options of decoders that may name a file or folder, which a bundle takes along."""
 OWN = "bundle:"
 """Before a path in a bundle's config that is relative to the bundle."""

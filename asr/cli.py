@@ -17,6 +17,7 @@ COMMANDS = {
     "align": "the words of transcripts to their times",
     "average": "the mean weights of several checkpoints",
     "tune_decoder": "search a decoder's options",
+    "label_prior": "how often a recognizer emits each label",
     "train_lm": "train a language model",
     "evaluate_lm": "a language model's perplexity",
     "prepare": "a corpus on disk to manifests",
@@ -29,7 +30,7 @@ PATH_KEYS = (
     "checkpoint", "checkpoints", "manifest", "manifests", "out", "compare", "resume", "run", "runs", "data.train",
     "data.validation", "data.test", "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json", "transcript",
     "decoder.lm", "decoder.label_lm", "decoder.beam.lm", "decoder.beam.label_lm",
-    "sentences", "lm_path",
+    "decoder.label_prior", "decoder.beam.label_prior", "sentences", "lm_path",
     "model", "train", "test", "arpa",
 )  # fmt: skip
 """Keys whose values are taken literally: paths, and the transcript to align."""

@@ -276,6 +276,19 @@ def tune_decoder(config: dict[str, Any]) -> None:
         print(f"installed: {install_decoder(config['checkpoint'], found)}")
 
 
+def label_prior(config: dict[str, Any]) -> None:
+    """Write how often a recognizer emits each label of its tokenizer, for the decoder."""
+    _set_threads(config["threads"])
+    from asr.evaluation.prior import estimate_prior, write_prior
+    from asr.recognizer import load
+
+    recognizer = load(config["checkpoint"], config["device"], None, config["batch_seconds"], config["channel"])
+    prior = estimate_prior(recognizer, config["manifest"])
+    write_prior(prior, Path(config["out"]))
+    blank = next(iter(prior.values()))
+    print(f"prior: {config['out']} (blank {100 * blank:.1f} %)")
+
+
 def train_lm(config: dict[str, Any]) -> None:
     """Train a language model for the decoder."""
     _set_threads(config["threads"])

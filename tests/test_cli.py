@@ -147,6 +147,7 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture) -> None:
             "decoder: to use instead",
         ),
         ("average", "usage: asr average checkpoints=[A.ckpt,B.ckpt] out=BUNDLE", "decoder: to score with"),
+        ("label_prior", "usage: asr label_prior checkpoint=RUN manifest=TRAIN.jsonl", "out: ???"),
         ("train_lm", "usage: asr train_lm train=FILE out=DIR", "lm: which kind"),
         ("evaluate_lm", "usage: asr evaluate_lm model=DIR_OR_ARPA test=FILE", "text: how the text is normalized"),
         ("prepare", "usage: asr prepare corpus=NAME corpus.root=DIR out=DIR", "corpus: which one"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from asr.decoders.bias import Bias
 from asr.decoders.greedy import Spelling, collect_words
 from asr.decoders.hotwords import build_hotwords
 from asr.decoders.lexicon import OUTSIDE, ROOT
@@ -80,6 +81,7 @@ class Beam:
         hotwords: phrases to listen for: a list, a mapping to weights, or a file with a phrase in each line, its weight
             behind a tab if it has its own. Their words count as known.
         hotword_weight: of a phrase without a weight of its own, in natural logarithms.
+        blank_penalty, label_prior, prior_scale: what is taken off the emissions first, as in `Bias`.
         threads: that decode a batch; `None`: as many as there are processors.
 
     Raises:
@@ -105,6 +107,9 @@ class Beam:
         label_score: float = 0.0,
         hotwords: Any = None,
         hotword_weight: float = 5.0,
+        blank_penalty: float = 0.0,
+        label_prior: Any = None,
+        prior_scale: float = 0.3,
         threads: int | None = None,
     ):
         _check_range(beam=(beam, 1), nbest=(nbest, 1), lm_weight=(lm_weight, 0), label_lm_weight=(label_lm_weight, 0))
@@ -119,6 +124,7 @@ class Beam:
                 least = "0 or less" if name == "unknown_score" else "a finite number"
                 raise ConfigError(f"decoder.{name}={value}: must be {least}.")
         self.tokenizer, self.nbest = tokenizer, nbest
+        self.bias = Bias(tokenizer.labels, blank_penalty, label_prior, prior_scale)
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.threads = threads or processors or 1
         self.spellings = ["", *(tokenizer.decode([label]).strip() for label in range(1, len(tokenizer.labels)))]
@@ -229,7 +235,7 @@ class Beam:
         if log_probs.shape[1] != len(self.spellings):
             raise DataError(f"decoder: emissions of {log_probs.shape[1]} labels, but there are {len(self.spellings)}.")
         # a read-only array is another type to numba, and would be compiled for anew
-        log_probs = np.require(log_probs, np.float32, ["C", "W"])
+        log_probs = np.require(self.bias(log_probs), np.float32, ["C", "W"])
         state.frame_seconds = frame_seconds
         candidates = np.empty(4 * self.scoring.beam + log_probs.shape[1], CANDIDATE)
         while len(log_probs):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from asr.decoders.bias import Bias
 from asr.decoders.greedy import Spelling, collect_words
 from asr.decoders.scoring import load_model, read_lexicon
 from asr.errors import ConfigError, DataError
@@ -50,6 +51,7 @@ class Flashlight:
         unknown_score: what an unknown word earns, 0 or less: of those, flashlight knows only the beginnings of known
             words. `None`: nothing but the lexicon.
         word_score: what each word earns.
+        blank_penalty, label_prior, prior_scale: what is taken off the emissions first, as in `Bias`.
 
     Raises:
         ConfigError: flashlight-text is not installed, an option is out of range, or does not fit the tokenizer.
@@ -68,6 +70,9 @@ class Flashlight:
         lexicon: Any = None,
         unknown_score: float | None = None,
         word_score: float = 0.0,
+        blank_penalty: float = 0.0,
+        label_prior: Any = None,
+        prior_scale: float = 0.3,
     ):
         limits: dict[str, tuple[float | None, float]] = {
             "beam": (beam, 1),
@@ -81,6 +86,7 @@ class Flashlight:
         if unknown_score is not None and unknown_score > 0:
             raise ConfigError(f"decoder.unknown_score={unknown_score}: must be 0 or less.")
         self.tokenizer, self.nbest, self.word_score = tokenizer, nbest, float(word_score)
+        self.bias = Bias(tokenizer.labels, blank_penalty, label_prior, prior_scale)
         self.unknown_score = -math.inf if unknown_score is None else float(unknown_score)
         self.scale = lm_weight * math.log(10)
         self.has_words = lm is not None or lexicon is not None
@@ -131,6 +137,7 @@ class Flashlight:
             raise DataError(f"decoder: frame {frame} has no finite log-probability: the model's output is broken.")
         if labels != len(self.tokenizer.labels):
             raise DataError(f"decoder: emissions of {labels} labels, but there are {len(self.tokenizer.labels)}.")
+        log_probs = self.bias(log_probs)
         padded = np.full((frames + 1, labels), IMPOSSIBLE, np.float32)
         padded[:frames] = np.maximum(log_probs, IMPOSSIBLE)
         padded[frames, self.space] = 0  # the end of the utterance is the end of a word

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from asr.decoders.bias import Bias
 from asr.types import Emissions, Hypothesis, Word
 
 
@@ -31,14 +32,25 @@ class Greedy:
 
     Args:
         tokenizer: turns labels into text.
+        blank_penalty, label_prior, prior_scale: what is taken off the emissions first, as in `Bias`.
+
+    Raises:
+        ConfigError: an option is out of range, or the prior does not fit the tokenizer.
     """
 
-    def __init__(self, tokenizer: Spelling):
+    def __init__(
+        self,
+        tokenizer: Spelling,
+        blank_penalty: float = 0.0,
+        label_prior: Any = None,
+        prior_scale: float = 0.3,
+    ):
         self.tokenizer = tokenizer
+        self.bias = Bias(tokenizer.labels, blank_penalty, label_prior, prior_scale)
 
     def __call__(self, emissions: Emissions) -> list[list[Hypothesis]]:
         """(B, T, V) log-probabilities as NumPy → the one best hypothesis of each utterance."""
-        log_probs = np.asarray(emissions.log_probs)
+        log_probs = self.bias(np.asarray(emissions.log_probs))
         best = log_probs.argmax(-1)
         scores = np.take_along_axis(log_probs, best[..., None], -1)[..., 0]
         return [
