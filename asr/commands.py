@@ -224,15 +224,8 @@ def average(config: dict[str, Any]) -> None:
     named = config["checkpoints"]
     parts = [named] if isinstance(named, str) else named or averaging.last_checkpoints(config["run"], config["last"])
     pipeline, found = averaging.average(parts)
-    lines = [
-        "# Mean of checkpoints",
-        "",
-        *(f"- {part}" for part in parts),
-        "",
-        f"Command: `{shlex.join(sys.argv)}`",
-        "",
-    ]
-    save_bundle(out, pipeline, found, "\n".join(lines))
+    names = "".join(f"- {part}\n" for part in parts)
+    save_bundle(out, pipeline, found, f"# Mean of checkpoints\n\n{names}\nCommand: `{shlex.join(sys.argv)}`\n")
     if config["manifest"]:
         for checkpoint in (*parts, out):
             recognizer = load(

@@ -20,7 +20,7 @@ class Bias:
 
     CTC learns to emit blank almost everywhere, and where it is unsure, blank wins: words are lost. A penalty on blank
     (the one of icefall and WeNet) trades those deletions for insertions. The prior takes off what the model expects of
-    each label before it hears anything (Miao et al., arXiv 1507.08240, section 3.3; Huang et al., arXiv 2406.02560).
+    each label before it hears anything (Miao et al., arXiv 1507.08240; Huang et al., arXiv 2406.02560).
 
     Args:
         labels: of the tokenizer, blank first.

@@ -1,10 +1,11 @@
 """What training makes small: one loss for each utterance of a batch.
 
-An objective is called with `(model, view, batch)` and returns losses (B,) and a dict of their parts (B,), by name, for
-the log. `view(k)` gives normalised features (B, T, D) and lengths (B,) as the feature augmentations alter them for the
-k-th time: the same k gives the same features, another k other draws. How utterances are spread over batches and ranks
-must not matter: a loss depends on its own utterance alone. What an objective has to learn, it holds as a
-`torch.nn.Module`; the recognizer never has it.
+An objective is made for a `model` and called with `(model, view, batch)`; it returns losses (B,) and a dict of their
+parts (B,), by name, for the log. `view(k)` gives normalised features (B, T, D) and lengths (B,) as the feature
+augmentations alter them for the k-th time: another k has other draws, but the same ones of augmentations that change
+lengths (those with a `max_speed`). A loss depends on its own utterance alone, so that it makes no difference how they
+are spread over batches and ranks. What an objective has to learn, it holds as a `torch.nn.Module`; the recognizer never
+has it.
 """
 
 from asr.objectives.consistency import CrCtc

@@ -17,8 +17,8 @@ from asr.types import Batch
 class CrCtc(Ctc):
     """Consistency-regularised CTC (Yao et al., arXiv 2410.05101).
 
-    The feature augmentations are drawn twice; both views, of the same length, run as one batch through the encoder,
-    with dropout of their own. With z1 and z2 their distributions over labels in each frame, and sg(·) without gradient:
+    The feature augmentations that keep lengths are drawn twice; both views run as one batch through the encoder, with
+    dropout of their own. With z1 and z2 their distributions over labels in each frame, and sg(·) without gradient:
 
         loss = ½ (CTC(z1) + CTC(z2)) + weight · ½ Σ_t [KL(sg(z2_t) ‖ z1_t) + KL(sg(z1_t) ‖ z2_t)]
 
@@ -48,7 +48,7 @@ class CrCtc(Ctc):
     def __call__(self, model: AcousticModel, view: View, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         (one, lengths), (other, other_lengths) = view(0), view(1)
         if not torch.equal(lengths, other_lengths):
-            raise ConfigError("objective=cr_ctc: a feature augmentation changes lengths, and views must have the same.")
+            raise ConfigError("objective=cr_ctc: a feature augmentation without 'max_speed' changes lengths.")
         features, labels = torch.cat([one, other]), batch.labels.repeat(2, 1)
         log_probs, frames, parts = self.encode(
             model, features, lengths.repeat(2), labels, batch.label_lengths.repeat(2)

@@ -98,7 +98,9 @@ class SpeechRecognition(L.LightningModule):
         def view(number: int) -> tuple[Tensor, Tensor]:
             seen, frames = features, lengths
             for augment in self.feature_augment:
-                seen, frames = augment(seen, frames, view_seeds(seeds, number))
+                # what changes lengths does so in all views alike, or their frames could not be compared
+                drawn = seeds if hasattr(augment, "max_speed") else view_seeds(seeds, number)
+                seen, frames = augment(seen, frames, drawn)
             return seen, frames
 
         return self.objective(self.model, view, batch)

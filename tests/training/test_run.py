@@ -172,6 +172,7 @@ def test_a_finished_run_has_nothing_left_to_resume(train):
             "encoder.layers=2",
             "trainer.precision=bf16-mixed",
         ],
+        ["objective=cr_ctc", "augment=[tempo,specaugment]", "augment.tempo.lowest=0.6"],
         ["schedule=constant", "callbacks=[checkpoints,early_stopping]", "featurizer=spectrogram", "max_steps=3"],
     ],
 )
