@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from asr import plugins
 from asr.cli import main, run
+from asr.tokenizers import Characters
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +72,8 @@ def test_help_lists_it(example: Path, capsys: pytest.CaptureFixture) -> None:
         run("train", ["encoder=tdnn", "--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    assert "encoder: blstm, gru, tdnn" in out
+    [encoders] = [line for line in out.splitlines() if line.startswith("encoder: ")]
+    assert {"blstm", "gru", "tdnn"} <= set(encoders.removeprefix("encoder: ").split(", "))
     assert "tdnn_small" in out
     assert "asr_example.encoder.Tdnn" in out
 
@@ -78,15 +81,13 @@ def test_help_lists_it(example: Path, capsys: pytest.CaptureFixture) -> None:
 def test_a_mistyped_name_is_offered_the_plugins(example: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         run("train", ["encoder=tdn"])
-    assert "Did you mean tdnn?" in capsys.readouterr().err
+    assert "Did you mean tdnn" in capsys.readouterr().err
 
 
 def test_its_configs_hold_the_constructors_arguments(example: Path) -> None:
-    import yaml
-
     found = [c for c in plugins.components(plugins.COMPONENT_GROUPS) if c.provider == "example"]
     assert {c.group for c in found} == {"encoder", "featurizer", "text", "tokenizer", "decoder"}
-    given = {"encoder": {"input_dim": 80}, "decoder": {"tokenizer": None}}
+    given = {"encoder": {"input_dim": 80}, "decoder": {"tokenizer": Characters(list("ab"))}}
     for component in found:
         config = yaml.safe_load(component.path.read_text())
         plugins.instantiate(config, component.group, **given.get(component.group, {}))
@@ -101,7 +102,7 @@ def test_a_name_that_is_taken_is_reported(install, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         run("train", ["encoder=none"])
     assert f"warning: {wanted}" in capsys.readouterr().err
-    run("plugins")
+    run("plugins", [])
     assert f"problem: {wanted}" in capsys.readouterr().out
 
 
@@ -119,7 +120,7 @@ def test_a_broken_plugin_is_reported_and_does_no_harm(
 ) -> None:
     install("odd", configs, package)
     assert message in "\n".join(plugins.problems())
-    run("plugins")
+    run("plugins", [])
     assert "blstm" in capsys.readouterr().out
 
 
