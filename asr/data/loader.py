@@ -30,8 +30,12 @@ class Manifests(Sequence[Utterance]):
         part, position = self._locate(index)
         return part[position]
 
+    def parts_of(self, indices: np.ndarray) -> np.ndarray:
+        """(U,) which of the manifests these utterances stand in."""
+        return np.searchsorted(self._starts, indices, side="right") - 1
+
     def _locate(self, index: int) -> tuple[ManifestIndex, int]:
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        part = int(self.parts_of(np.asarray(index)))
         return self.parts[part], int(index - self._starts[part])
 
     def where(self, index: int) -> str:
@@ -85,6 +89,7 @@ class SpeechDataset(Dataset):
         )
 
     def _read(self, index: int) -> tuple[np.ndarray, list[int]]:
+        index %= len(self.manifests)  # a second copy has a number, and so an augmentation, of its own
         utterance = self.manifests[index]
         source = utterance.audio_filepath, self.sample_rate, utterance.offset, utterance.duration, self.channel
         try:

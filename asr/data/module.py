@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ class SpeechData(L.LightningDataModule):
 
     Args:
         train: manifest or manifests to train on.
+        weights: how often an epoch meets the utterances of each manifest of `train`: 0.5 draws half of them, other ones
+            in each epoch; 2 meets every one twice, with other augmentation; `None`: every one once.
         validation: those to validate on; `None` holds out speakers of `train`.
         test: those scored at the end of training.
         validation_speakers: the share of speakers held out when there is no validation manifest; 0 trains on all.
@@ -70,6 +73,7 @@ class SpeechData(L.LightningDataModule):
         batch_seconds: the longest padded duration of a micro-batch.
         validation_batch_seconds: the same in validation.
         buckets: how many utterance lengths the sampler tells apart.
+        curriculum: the first epochs, so many, go from short utterances to long ones.
         min_seconds, max_seconds: training utterances outside are dropped and counted.
         unknown: "error", or "drop" utterances with a character that has no label.
         channel: of the audio files, from 0; `None` averages all channels.
@@ -80,6 +84,7 @@ class SpeechData(L.LightningDataModule):
     def __init__(
         self,
         train: str | Sequence[str] | None = None,
+        weights: float | Sequence[float] | None = None,
         validation: str | Sequence[str] | None = None,
         test: str | Sequence[str] | None = None,
         validation_speakers: float = 0.1,
@@ -88,6 +93,7 @@ class SpeechData(L.LightningDataModule):
         batch_seconds: float = 30.0,
         validation_batch_seconds: float = 120.0,
         buckets: int = 20,
+        curriculum: int = 0,
         min_seconds: float = 0.1,
         max_seconds: float = 30.0,
         unknown: str = "error",
@@ -103,8 +109,11 @@ class SpeechData(L.LightningDataModule):
         paths = _paths(train)
         if not paths:
             raise ConfigError("data.train: no training manifest. Give data.train=FILE.jsonl, or a corpus=….")
+        if curriculum < 0:
+            raise ConfigError(f"data.curriculum={curriculum}: must be a number of epochs, 0 or more.")
+        self.weights = None if weights is None else _check_weights(weights, paths)
         self.batch_seconds, self.validation_batch_seconds = batch_seconds, validation_batch_seconds
-        self.buckets = buckets
+        self.buckets, self.curriculum = buckets, curriculum
         self.min_seconds, self.max_seconds, self.unknown = min_seconds, max_seconds, unknown
         self.channel, self.seed = channel, seed
         self.workers = min(8, max(1, _cores() - 1)) if workers is None else workers
@@ -152,6 +161,18 @@ class SpeechData(L.LightningDataModule):
         self.train_indices, self.train_seconds = self.train_indices[keep], self.train_seconds[keep]
         if not len(self.train_indices):
             raise DataError(f"No utterance is left to train on: {self.dropped.summary() or 'the manifest has none'}.")
+        for path, weight, seconds in self.train_parts():
+            if len(seconds) and not round(weight * len(seconds)):
+                raise ConfigError(f"data.weights: {weight} of the {len(seconds)} utterances of {path} is none.")
+
+    def train_parts(self) -> list[tuple[Path, float, np.ndarray]]:
+        """Each manifest to train on, its weight, and the seconds of its utterances."""
+        weights = np.ones(len(self.train.parts)) if self.weights is None else self.weights
+        part = self.train.parts_of(self.train_indices)
+        return [
+            (manifest.path, float(weights[k]), self.train_seconds[part == k])
+            for k, manifest in enumerate(self.train.parts)
+        ]
 
     def _check_validation(self) -> None:
         """Leave out, counted, what has no transcript to score against; count what can have no loss."""
@@ -195,17 +216,29 @@ class SpeechData(L.LightningDataModule):
 
     def train_dataloader(self) -> SpeechLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = BucketSampler(
-            self.train_seconds,
+        return self.loader(self.train, self._sampler(rank, world_size), persistent=True)
+
+    def _sampler(self, rank: int = 0, world_size: int = 1) -> BucketSampler:
+        indices, seconds, shares = self.train_indices, self.train_seconds, None
+        if self.weights is not None:
+            weights = self.weights[self.train.parts_of(indices)]
+            # an utterance of weight 2.5 stands there twice, and a third time with a share of 0.5
+            copies = [np.flatnonzero(weights > copy) for copy in range(math.ceil(weights.max()))]
+            shares = np.concatenate([np.minimum(weights[k] - copy, 1) for copy, k in enumerate(copies)])
+            indices = np.concatenate([indices[k] + copy * len(self.train) for copy, k in enumerate(copies)])
+            seconds = seconds[np.concatenate(copies)]
+        return BucketSampler(
+            seconds,
             self.batch_seconds,
             self.micro_batches_per_step,
             self.buckets,
             self.seed,
-            self.train_indices,
+            indices,
             rank,
             world_size,
+            shares,
+            self.curriculum,
         )
-        return self.loader(self.train, sampler, persistent=True)
 
     def val_dataloader(self) -> SpeechLoader | list:
         if self.validation is None:
@@ -234,10 +267,7 @@ class SpeechData(L.LightningDataModule):
         return batch.to(device, non_blocking=True)
 
     def steps_per_epoch(self) -> int:
-        sampler = BucketSampler(
-            self.train_seconds, self.batch_seconds, self.micro_batches_per_step, self.buckets, self.seed
-        )
-        return sampler.micro_batches // self.micro_batches_per_step
+        return self._sampler().micro_batches // self.micro_batches_per_step
 
     def write_reports(self, out: Path) -> None:
         """Write the dropped utterances and the held-out ones, so that both can be looked at and scored again."""
@@ -311,6 +341,16 @@ def _paths(value: str | Sequence[str] | None) -> list[str]:
     if value is None:
         return []
     return [value] if isinstance(value, (str, Path)) else [str(path) for path in value]
+
+
+def _check_weights(weights: float | Sequence[float], paths: Sequence[str]) -> np.ndarray:
+    weights = [weights] if isinstance(weights, (int, float)) else weights
+    if len(weights) != len(paths):
+        raise ConfigError(f"data.weights: {len(weights)} weights for {len(paths)} manifests: {', '.join(paths)}.")
+    for weight in weights:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+            raise ConfigError(f"data.weights: {weight!r} must be a number above 0.")
+    return np.array(weights, np.float64)
 
 
 def _encode_known(encode: Callable[[str], list[int]], text: str) -> list[int]:

@@ -187,6 +187,42 @@ def test_steps_are_known_before_training(corpus):
     assert len(loader) == len(list(loader)) == 3 * data.steps_per_epoch()
 
 
+def test_weights(corpus, tmp_path):
+    """Of the first manifest every utterance twice, of the second one half of them."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(corpus[0].read_text())
+    data = SpeechData([str(corpus[0]), str(other)], weights=[2, 0.5], validation_speakers=0, workers=0, batch_seconds=2)
+    data.prepare(FIT, 1)
+    loader = data.train_dataloader()
+    assert len(loader) == data.steps_per_epoch()
+    halves = set()
+    for epoch in range(6):
+        loader.sampler.set_epoch(epoch)
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        met = [int(k) for batch in batches for k in batch.indices]
+        assert sorted(k for k in met if k % 24 < 12) == [*range(12), *range(24, 36)]
+        half = frozenset(k for k in met if k % 24 >= 12)
+        assert len(half) == 6
+        halves.add(half)
+        for batch in batches:  # a copy has a number of its own, but the same audio and labels
+            for k, waveform, length in zip(batch.indices, batch.waveforms, batch.lengths, strict=True):
+                np.testing.assert_allclose(waveform[:length], corpus[1][int(k) % 12], atol=1e-6)
+    assert len(halves) > 1
+    assert [(path.name, weight, len(found)) for path, weight, found in data.train_parts()] == [
+        ("train.jsonl", 2, 12),
+        ("other.jsonl", 0.5, 12),
+    ]
+
+
+def test_one_weight(corpus):
+    data = make(corpus[0], weights=0.25)
+    data.prepare(FIT, 1)
+    assert sum(len(batch) for batch in data.train_dataloader()) == 3
+    with pytest.raises(ConfigError, match=r"data\.weights: 0.01 of the 12 utterances of .*train\.jsonl is none"):
+        make(corpus[0], weights=0.01).prepare(FIT, 1)
+
+
 def test_validation_report_names_the_same_audio(corpus, tmp_path):
     data = make(corpus[0], validation_speakers=0.33)
     data.prepare(FIT, 1)
@@ -215,6 +251,10 @@ def test_batches_by_length():
         ({"validation_speakers": 1}, r"data\.validation_speakers=1"),
         ({"train": None}, r"data\.train: no training manifest"),
         ({"train": []}, r"data\.train: no training manifest"),
+        ({"weights": [1, 2]}, r"data\.weights: 2 weights for 1 manifests"),
+        ({"weights": [0]}, r"data\.weights: 0 must be a number above 0"),
+        ({"weights": ["a"]}, r"data\.weights: 'a' must be a number above 0"),
+        ({"curriculum": -1}, r"data\.curriculum=-1"),
         ({"validation_speakers": 0.33, "validation_fold": 3}, r"data\.validation_fold=3: .* it is 0 to 2"),
     ],
 )

@@ -176,3 +176,57 @@ def test_utterance_longer_than_the_bound_stands_alone():
 def test_ranks_must_divide_the_step():
     with pytest.raises(ValueError, match="3 micro-batches does not divide among 2 ranks"):
         BucketSampler(np.ones(4), 5, group=3, world_size=2)
+
+
+@CASES
+def test_shares(case):
+    """Of each share so many utterances, other ones in each epoch, in as many micro-batches."""
+    seconds, options = draw(case)
+    shares = np.random.default_rng(case).choice([0.2, 0.5, 1], len(seconds))
+    indices = 10 * np.arange(len(seconds))
+    sampler = BucketSampler(seconds, **options, indices=indices, shares=shares)
+    twin = BucketSampler(seconds, **options, indices=indices, shares=shares)
+    plans = [sampler.plan(epoch) for epoch in range(40)]
+    counts = np.zeros(len(seconds), int)
+    for epoch, plan in enumerate(plans):
+        met = np.array(flat(plan), int) // 10
+        assert len(set(met)) == len(met)
+        for share in (0.2, 0.5, 1):
+            assert (shares[met] == share).sum() == round(share * (shares == share).sum())
+        for batch in plan:
+            if len(batch) > 1:
+                assert len(batch) * seconds[batch // 10].max() <= options["batch_seconds"] + 1e-9
+        assert len(plan) == sampler.micro_batches
+        assert flat(plan) == flat(twin.plan(epoch))
+        counts[met] += 1
+    assert (counts[shares == 1] == 40).all()
+    if len(seconds) == 333:
+        assert len({tuple(sorted(flat(plan))) for plan in plans}) == 40
+        for share in (0.2, 0.5):  # 40 draws: the standard deviation is at most 3.2
+            assert (abs(counts[shares == share] - 40 * share) < 16).all()
+
+
+def test_shares_hold_at_every_length():
+    seconds = np.random.default_rng(0).uniform(1, 15, 2000)
+    plan = BucketSampler(seconds, 60, shares=np.full(2000, 0.25)).plan(0)
+    lengths = np.histogram(seconds[flat(plan)], 7, (1, 15))[0] / np.histogram(seconds, 7, (1, 15))[0]
+    assert len(flat(plan)) == 500 and np.abs(lengths - 0.25).max() < 0.03
+
+
+@CASES
+def test_curriculum(case):
+    """The first epochs go from short to long; those after them are as if there had been none."""
+    seconds, options = draw(case)
+    sampler, plain = BucketSampler(seconds, **options, curriculum=2), BucketSampler(seconds, **options)
+    assert sampler.micro_batches == plain.micro_batches
+    for epoch in range(4):
+        plan = sampler.plan(epoch)
+        if epoch < 2:
+            steps = [np.concatenate(plan[k : k + options["group"]]) for k in range(0, len(plan), options["group"])]
+            longest = [seconds[step].max() for step in steps]
+            assert longest == sorted(longest)
+            assert sorted(flat(plan)) == list(range(len(seconds))) and len(plan) == sampler.micro_batches
+        else:
+            assert flat(plan) == flat(plain.plan(epoch))
+    if options["group"] == 1:  # strictly: no utterance is shorter than any of a step before
+        assert seconds[flat(sampler.plan(0))].tolist() == sorted(seconds)
