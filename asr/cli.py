@@ -27,9 +27,9 @@ COMMANDS = {
 TAKES_WORDS = ("transcribe", "align", "benchmark")
 """Commands with words that are no options: audio files, the name of a benchmark."""
 PATH_KEYS = (
-    "checkpoint", "checkpoints", "manifest", "manifests", "out", "compare", "resume", "run", "runs", "data.train",
-    "data.validation", "data.test", "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json", "transcript",
-    "decoder.lm", "decoder.label_lm", "decoder.beam.lm", "decoder.beam.label_lm",
+    "checkpoint", "checkpoints", "manifest", "manifests", "out", "compare", "resume", "init_from", "run", "runs",
+    "data.train", "data.validation", "data.test", "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json",
+    "transcript", "decoder.lm", "decoder.label_lm", "decoder.beam.lm", "decoder.beam.label_lm",
     "decoder.label_prior", "decoder.beam.label_prior", "sentences", "lm_path",
     "model", "train", "test", "arpa",
 )  # fmt: skip
@@ -38,11 +38,11 @@ FLAGS_WITH_VALUE = (
     "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c",
     "--experimental-rerun",
 )  # fmt: skip
-NULLABLE = {"threads": int | None, "max_steps": int | None, "channel": int | None, "utterances": int | None}
+NULLABLE = dict.fromkeys(("threads", "max_steps", "channel", "utterances", "freeze_epochs"), int | None)
 """The types of keys whose default is null."""
 LEAST = {
     "epochs": 1, "max_steps": 1, "threads": 1, "channel": 0, "utterances": 1, "blocks": 1, "steps": 1, "rounds": 1,
-    "worst": 0, "fresh_utterances": 0, "last": 2,
+    "worst": 0, "fresh_utterances": 0, "last": 2, "freeze_epochs": 1,
 }  # fmt: skip
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
@@ -195,7 +195,7 @@ def quote(override: str) -> str:
     "checkpoint='runs/a, b/epoch=3-step=9.ckpt'"
     """
     key, value = override.split("=", 1)
-    is_path = key.lstrip("+") in PATH_KEYS
+    is_path = re.sub(r"^corpus\.parts\.\w+", "corpus", key.lstrip("+")) in PATH_KEYS
     if value in ("", "null") or ((not is_path or value[0] in "'\"[{") and _parses(override)):
         return override
     if is_path and value[0] == "[" and value[-1] == "]":  # a list of paths

@@ -15,6 +15,7 @@ from asr.evaluation.counts import ErrorCounts, count_characters, count_words
 from asr.objectives.ctc import ctc_losses
 from asr.pipeline import Pipeline
 from asr.plugins import instantiate
+from asr.training.transfer import parameter_groups
 from asr.types import Batch, Emissions, Utterance
 
 
@@ -36,6 +37,7 @@ class SpeechRecognition(L.LightningModule):
         monitor: the validation figure that a plateau schedule watches.
         describe: gives what a checkpoint holds besides the weights, to be loaded without the run's folder.
         examples: how many references to print against their hypotheses at each validation.
+        learning_rates: multiples of the optimizer's, by names of parameters, see `parameter_groups`.
     """
 
     def __init__(
@@ -52,13 +54,14 @@ class SpeechRecognition(L.LightningModule):
         monitor: str = "val_wer",
         describe: Callable[[], dict[str, Any]] | None = None,
         examples: int = 3,
+        learning_rates: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.pipeline, self.model = pipeline, pipeline.model
         self.optimizer_config, self.schedule_config, self.steps = optimizer, schedule, steps
         self.micro_batches_per_step, self.references = micro_batches_per_step, references
         self.seed, self.examples = seed, examples
-        self.monitor, self.describe = monitor, describe
+        self.monitor, self.describe, self.learning_rates = monitor, describe, learning_rates
         stages = build_augmentations(augment)
         self.waveform_augment = nn.ModuleList(stage for stage in stages if stage.domain == "waveform")
         self.feature_augment = nn.ModuleList(stage for stage in stages if stage.domain == "features")
@@ -159,10 +162,10 @@ class SpeechRecognition(L.LightningModule):
     # --- optimization
 
     def configure_optimizers(self) -> Any:
-        matrices = [p for p in self.parameters() if p.ndim > 1 and p.requires_grad]
-        vectors = [p for p in self.parameters() if p.ndim <= 1 and p.requires_grad]  # biases, norms: never decayed
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        groups, multiples = parameter_groups(self, self.learning_rates)
         optimizer = instantiate(self.optimizer_config, "optimizer", params=groups)
+        for group, multiple in zip(optimizer.param_groups, multiples, strict=True):
+            group["lr"] *= multiple
         schedule = instantiate(self.schedule_config, "schedule", optimizer=optimizer, steps=self.steps)
         scheduler: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):

@@ -26,6 +26,10 @@ from asr.training.finish import finish
 from asr.training.folder import RunFolder, is_main_process
 from asr.training.module import SpeechRecognition, build_augmentations
 from asr.training.statistics import set_feature_statistics
+from asr.training.transfer import Frozen, initialize, parameter_groups
+
+LEARNING = ("freeze", "freeze_epochs", "learning_rates")
+"""Keys that a resumed run must not change, beside those of the recognizer."""
 
 console = Console(quiet=not is_main_process())
 
@@ -54,7 +58,7 @@ def train(config: Mapping[str, Any]) -> None:
         console.print(f"resume=auto there is no checkpoint in {run.path} yet: starting", markup=False)
     if checkpoint is not None:
         console.print(f"resuming    from {checkpoint}", markup=False)
-    trainer, module, data = set_up(config, with_statistics=checkpoint is None)
+    trainer, module, data = set_up(config, resumed=checkpoint is not None)
     if is_main_process():  # only now: what cannot start leaves no folder behind
         run.create(config)
         data.write_reports(run.path)
@@ -81,24 +85,24 @@ def train(config: Mapping[str, Any]) -> None:
         finish(config, run.path, trainer, pipeline, data, time.monotonic() - started, console)
 
 
-def set_up(config: Mapping[str, Any], with_statistics: bool = True) -> tuple[L.Trainer, SpeechRecognition, SpeechData]:
+def set_up(config: Mapping[str, Any], resumed: bool = False) -> tuple[L.Trainer, SpeechRecognition, SpeechData]:
     """All that a training needs, ready to fit.
 
     Args:
         config: the composed `train.yaml`, as plain containers.
-        with_statistics: measure the features of the training set for the normalisation; a checkpoint has them.
+        resumed: whether weights and feature statistics will come from a checkpoint, and need not be found here.
     """
     data = instantiate(prepare_manifests(config, console), "data")
     pipeline = build(config, texts=data.texts())
     check_config(pipeline_config(config), Path("the config"))  # now, not when the trained bundle cannot be loaded
+    taken = initialize(pipeline, config) if config["init_from"] and not resumed else ""
     trainer = build_trainer(config, has_validation=data.validation is not None)
     # the product of ranks and accumulated batches makes a step: known before the sampler is made
     micro_batches = trainer.world_size * trainer.accumulate_grad_batches
     data.prepare(_fit(pipeline, config), micro_batches)
     print_overview(pipeline, data, config)
-    # the other ranks get rank 0's, as all buffers, when DDP begins
-    if pipeline.model.normalization.needs_statistics and with_statistics and is_main_process():
-        set_feature_statistics(pipeline.model, data, config["seed"], console)
+    if taken:
+        console.print(f"starts from {config['init_from']}: {taken}", markup=False)
     steps = config["epochs"] * data.steps_per_epoch()
     module = SpeechRecognition(
         pipeline,
@@ -111,9 +115,18 @@ def set_up(config: Mapping[str, Any], with_statistics: bool = True) -> tuple[L.T
         references=data.validation,
         seed=config["seed"],
         monitor=config["monitor"],
-        describe=lambda: describe(pipeline, config),
+        describe=lambda: describe(pipeline, config) | {"learning": {key: config[key] for key in LEARNING}},
         examples=config["examples"],
+        learning_rates=config["learning_rates"],
     )
+    parameter_groups(module, config["learning_rates"])  # a wrong name shows now
+    frozen = Frozen(module, config["freeze"], config["freeze_epochs"])
+    if frozen.parameters:
+        console.print(f"frozen      {frozen}", markup=False)
+        trainer.callbacks.insert(0, frozen)  # type: ignore[attr-defined]
+    # the other ranks get rank 0's, as all buffers, when DDP begins
+    if pipeline.model.normalization.needs_statistics and not resumed and not taken and is_main_process():
+        set_feature_statistics(pipeline.model, data, config["seed"], console)
     return trainer, module, data
 
 
@@ -170,6 +183,12 @@ def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, An
     console.print(
         f"training    {len(data.train_indices):,} utterances, {hours:.2f} h, {data.steps_per_epoch()} steps an epoch"
     )
+    for path, weight, seconds in data.train_parts() if data.weights is not None else ():
+        console.print(
+            f"            {weight:g} × {len(seconds):,} ({seconds.sum() / 3600:.2f} h) {path}",
+            markup=False,
+            soft_wrap=True,
+        )
     if data.dropped.rows:
         console.print(f"dropped     {data.dropped.summary()}: see {config['out']}/dropped.jsonl", markup=False)
         short = sum(row["reason"] == TOO_SHORT for row in data.dropped.rows)
@@ -203,7 +222,9 @@ def check_resumable(checkpoint: Path, module: SpeechRecognition, config: Mapping
         CheckpointError: with the keys that differ.
     """
     found = read_checkpoint(checkpoint)
-    old, new = flatten(found["recognizer"]["config"]), flatten(pipeline_config(config))
+    learning = {key: config[key] for key in LEARNING}
+    old = flatten(found["recognizer"]["config"] | found["recognizer"].get("learning", learning))
+    new = flatten(pipeline_config(config) | learning)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not key.startswith("decoder")]
     labels = load_pipeline(checkpoint).tokenizer.labels
     if not changed and labels != module.pipeline.tokenizer.labels:

@@ -38,22 +38,32 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return manifest
 
 
-@pytest.fixture
-def train(tones: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Runs a small training on the tones in this process, and returns its folder."""
+def composed(*overrides: str) -> Any:
+    """The config of a training as plain containers."""
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
     from asr.cli import _register_resolvers
+
+    _register_resolvers()
+    with initialize_config_module("asr.conf", version_base="1.3"):
+        return OmegaConf.to_container(compose("train", [*overrides]), resolve=True)
+
+
+@pytest.fixture
+def configure(tones: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """The config of a small training on the tones."""
+    return lambda name, *options: composed(*SMALL, f"data.train={tones}", f"out={tmp_path / name}", *options)
+
+
+@pytest.fixture
+def train(configure: Callable[..., dict[str, Any]]) -> Callable[..., Path]:
+    """Runs a small training on the tones in this process, and returns its folder."""
     from asr.training.run import train
 
     def run(name: str, *overrides: str) -> Path:
-        _register_resolvers()
-        out = tmp_path / name
-        with initialize_config_module("asr.conf", version_base="1.3"):
-            config = compose("train", [*SMALL, f"data.train={tones}", f"out={out}", *overrides])
-        plain: Any = OmegaConf.to_container(config, resolve=True)
-        train(plain)
-        return out
+        config = configure(name, *overrides)
+        train(config)
+        return Path(config["out"])
 
     return run

@@ -142,6 +142,8 @@ def test_an_existing_folder_is_left_alone(train, tmp_path):
         (["encoder.width=20"], r"encoder\.width"),
         (["text.case=upper"], r"text\.case"),
         (["epochs=4"], "steps of the schedule"),
+        (["freeze=[head]"], "freeze"),
+        (["learning_rates={head:2}"], r"learning_rates\.head"),
     ],
 )
 def test_a_run_is_not_resumed_as_another(train, options, named):
