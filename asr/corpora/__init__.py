@@ -6,12 +6,13 @@ from asr.corpora.base import Corpus, Report, Tally, check_out, write_corpus
 from asr.corpora.check import Dropped
 from asr.corpora.commonvoice import CommonVoice
 from asr.corpora.folder import Folder
+from asr.corpora.joint import Joint
 from asr.corpora.kaldi import Kaldi
 from asr.corpora.lhotse import Lhotse
 from asr.corpora.librispeech import LibriSpeech
 from asr.corpora.table import Table
 
 __all__ = [
-    "Aishell", "An4", "CommonVoice", "Corpus", "Dropped", "Folder", "Kaldi", "Lhotse", "LibriSpeech", "Report",
+    "Aishell", "An4", "CommonVoice", "Corpus", "Dropped", "Folder", "Joint", "Kaldi", "Lhotse", "LibriSpeech", "Report",
     "Table", "Tally", "check_out", "write_corpus",
 ]  # fmt: skip

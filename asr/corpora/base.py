@@ -71,10 +71,11 @@ class Report:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f"{path}: not a report of scripts/prepare.py. Take another out=, or delete it.") from None
 
-    def dump(self) -> str:
+    def dump(self, out: Path) -> str:
+        """As JSON, for the folder `out`, in or below which the manifests lie."""
         stored = {
             "corpus": dict(self.corpus),
-            "manifests": {split: path.name for split, path in self.manifests.items()},
+            "manifests": {split: path.relative_to(out).as_posix() for split, path in self.manifests.items()},
             "kept": {split: asdict(tally) for split, tally in self.kept.items()},
             "dropped": {s: {why: asdict(t) for why, t in reasons.items()} for s, reasons in self.dropped.items()},
         }
@@ -169,7 +170,7 @@ def write_corpus(
                         results = _in_order(pool, check, shown)
                         kept[split], dropped[split] = _write_split(split, results, manifest, log, out)
             report = Report(corpus, {split: out / f"{split}.jsonl" for split in splits}, kept, dropped)
-            (staging / REPORT).write_text(report.dump(), encoding="utf-8")
+            (staging / REPORT).write_text(report.dump(out), encoding="utf-8")
             stale = Report.load(out).manifests.values() if (out / REPORT).exists() else ()
             for name in (REPORT, DROPPED, *(path.name for path in report.manifests.values())):
                 os.replace(staging / name, out / name)
