@@ -46,8 +46,13 @@ def initialize(pipeline: Pipeline, config: Mapping[str, Any]) -> str:
     stored = load_config(config["init_from"])
     if changed := _changed(stored, config, "featurizer") + _changed(stored, config, "normalization"):
         raise ConfigError(_refusal(config["init_from"], "other features", changed))
-    # all but the head: a featurizer may have weights, too
-    weights, own = ({n: x for n, x in m.state_dict().items() if not n.startswith("head.")} for m in (theirs, ours))
+    if (old := sorted(theirs.self_conditioning)) != (new := sorted(ours.self_conditioning)):
+        raise ConfigError(
+            _refusal(config["init_from"], "another encoder", [(f"self_conditioning={old}", f"here {new}")])
+        )
+    # all that knows no labels: a featurizer may have weights, too
+    knowing = ("head.", "conditioning.")
+    weights, own = ({n: x for n, x in m.state_dict().items() if not n.startswith(knowing)} for m in (theirs, ours))
     odd = [n for n in {**weights, **own} if n not in own or n not in weights or weights[n].shape != own[n].shape]
     if odd:
         changed = _changed(stored, config, "encoder") or [(odd[0], "of another shape here")]
@@ -58,9 +63,12 @@ def initialize(pipeline: Pipeline, config: Mapping[str, Any]) -> str:
     shared = [k for k, label in enumerate(labels) if label in places]
     taken = [places[labels[k]] for k in shared]
     ours.head.weight[shared], ours.head.bias[shared] = theirs.head.weight[taken], theirs.head.bias[taken]
+    if ours.self_conditioning:
+        ours.conditioning.weight[:, shared] = theirs.conditioning.weight[:, taken]
+        ours.conditioning.bias.copy_(theirs.conditioning.bias)
     fresh = [repr(label) for label in labels if label not in places]
-    new = f"; new: {', '.join(fresh[:5])}{', …' if len(fresh) > 5 else ''}" if fresh else ""
-    return f"encoder, feature statistics, {len(shared)} of {len(labels)} labels of the head{new}"
+    others = f"; new: {', '.join(fresh[:5])}{', …' if len(fresh) > 5 else ''}" if fresh else ""
+    return f"encoder, feature statistics, {len(shared)} of {len(labels)} labels of the head{others}"
 
 
 def _changed(theirs: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> list[tuple[str, str]]:

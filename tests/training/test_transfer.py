@@ -70,6 +70,19 @@ def test_starts_from_encoder_statistics_and_known_labels(source, configure, othe
     )
 
 
+def test_self_conditioning_knows_the_labels_too(train, configure, other_words):
+    deep = ("encoder.layers=2", "self_conditioning=[1]")
+    source = train("conditioned", "epochs=1", *deep)
+    fresh = prepared(configure("new", other_words, *deep)).pipeline
+    new, old = prepared(configure("new", other_words, *deep, f"init_from={source}")).pipeline, load_pipeline(source)
+    for k, label in enumerate(new.tokenizer.labels):
+        pipeline, column = (fresh, k) if label == "top" else (old, old.tokenizer.labels.index(label))
+        assert torch.equal(new.model.conditioning.weight[:, k], pipeline.model.conditioning.weight[:, column])
+    assert torch.equal(new.model.conditioning.bias, old.model.conditioning.bias)
+    with pytest.raises(ConfigError, match=r"another encoder: self_conditioning=\[1\] \(here \[\]\)"):
+        set_up(configure("new", "encoder.layers=2", f"init_from={source}"))
+
+
 @pytest.mark.parametrize("place", ["", "bundle", "checkpoints/last.ckpt"])
 def test_takes_all_of_a_recognizer_of_the_same_labels(source, configure, place):
     found = prepared(configure("new", f"init_from={source / place}")).model.state_dict()
