@@ -36,7 +36,9 @@ class Joint:
             try:
                 report = part.prepare(out / name)
             except AsrError as error:  # it knows its options as corpus.root and so on
-                raise type(error)(re.sub(r"\bcorpus\.(?=[a-z_])", f"corpus.parts.{name}.", str(error))) from None
+                raise type(error)(
+                    re.sub(r"(?<![\w/.-])corpus\.(?=[a-z_])", f"corpus.parts.{name}.", str(error))
+                ) from None
             for split, path in report.manifests.items():
                 manifests[f"{split}-{name}"] = path
                 kept[f"{split}-{name}"], dropped[f"{split}-{name}"] = report.kept[split], report.dropped[split]

@@ -46,6 +46,8 @@ def test_other_parts_go_elsewhere(part, tmp_path):
 def test_errors_name_the_option_of_the_part(part, tmp_path):
     with pytest.raises(DataError, match=r"^corpus\.parts\.b\.root is not set: corpus\.parts\.b\.root=DIR names"):
         Joint(parts={"a": part("a", "one"), "b": Folder()}).prepare(tmp_path / "out")
+    with pytest.raises(DataError, match=r"^corpus\.parts\.b\.root=.*/corpus\.none: no such folder"):
+        Joint(parts={"b": Folder(root=str(tmp_path / "corpus.none"))}).prepare(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"\+corpus@corpus\.parts\.an4=an4"):
         Joint().prepare(tmp_path / "out")
     assert not (tmp_path / "out" / "report.json").exists()
