@@ -87,7 +87,9 @@ def find_bundle(checkpoint: str | Path) -> Path:
     path = Path(checkpoint).resolve()
     folder = path / "bundle" if (path / "bundle" / "config.yaml").is_file() else path
     if not (folder / "config.yaml").is_file() or not (folder / "model.safetensors").is_file():
-        raise CheckpointError(f"checkpoint={checkpoint}: holds no bundle that a decoder could be installed in.")
+        raise CheckpointError(
+            f"checkpoint={checkpoint}: no bundle. Give a bundle, or the folder of a run that holds one."
+        )
     return folder
 
 
@@ -109,7 +111,7 @@ def install_decoder(checkpoint: str | Path, decoder: Mapping[str, Any]) -> Path:
         new = Path(partial) / "new"
         shutil.copytree(folder, new, ignore=shutil.ignore_patterns(LM))
         config = _read_config(folder)
-        _write_config(new, {**config, "decoder": _take_along(_resolve(decoder, folder), new)})
+        _write_config(new, {**config, "decoder": _take_along(resolve_paths(decoder, folder), new)})
         _swap(new, folder)
     return folder
 
@@ -128,20 +130,25 @@ def _take_along(decoder: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return map_options(decoder, take)
 
 
-def _resolve(decoder: Any, folder: Path) -> Any:
-    """A bundle's decoder config with the paths of its own files made absolute."""
+def resolve_paths(decoder: Any, checkpoint: str | Path) -> Any:
+    """A decoder's config in which paths of a bundle's own files, `bundle:lm/…`, are absolute.
+
+    Raises:
+        CheckpointError: the bundle has no such file, or the checkpoint no bundle.
+    """
 
     def resolve(key: str, value: Any) -> Any:
         if not isinstance(value, str) or not value.startswith(OWN):
             return value
+        folder = find_bundle(checkpoint)
         path = (folder / value.removeprefix(OWN)).resolve()
-        if not path.is_relative_to(folder.resolve()):
+        if not path.is_relative_to(folder):
             raise CheckpointError(f"{folder}: refuses decoder.{key}={value}: it lies outside the bundle.")
         if not path.exists():
             raise CheckpointError(f"{folder}: decoder.{key}={value} is missing. Copy the whole folder.")
         return str(path)
 
-    return map_options(decoder, resolve) if isinstance(decoder, dict) else decoder
+    return map_options(decoder, resolve) if isinstance(decoder, Mapping) else decoder
 
 
 def names_file(key: str, value: Any) -> bool:
@@ -173,12 +180,12 @@ def load_pipeline(checkpoint: str | Path, decoder: Mapping[str, Any] | None = No
     Args:
         checkpoint: a bundle, a run's folder, or a Lightning `.ckpt` of a run; where training averaged the weights
             (`callbacks=[…,ema]`), its average.
-        decoder: a config to use instead of the bundle's own.
+        decoder: a config to use instead of the bundle's own; its paths, too, may be `bundle:lm/…`.
 
     Raises:
         CheckpointError: nothing there, damaged, unsafe, or not fitting.
     """
-    path = _locate(checkpoint)
+    path, decoder = _locate(checkpoint), resolve_paths(decoder, checkpoint)
     pipeline = (_load_ckpt if path.is_file() else _load_folder)(path, decoder)
     pipeline.model.eval().requires_grad_(False)
     return pipeline
@@ -190,7 +197,7 @@ def load_config(checkpoint: str | Path) -> dict[str, Any]:
     if path.is_file():
         return read_checkpoint(path)["recognizer"]["config"]
     config = _read_config(path)
-    return {**config, "decoder": _resolve(config["decoder"], path)}
+    return {**config, "decoder": resolve_paths(config["decoder"], path)}
 
 
 def _locate(checkpoint: str | Path) -> Path:
@@ -232,7 +239,7 @@ def _load_folder(folder: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
 
     config = _read_config(folder)
     if isinstance(config, dict):
-        config = {**config, "decoder": _resolve(config.get("decoder"), folder)}
+        config = {**config, "decoder": resolve_paths(config.get("decoder"), folder)}
     try:
         weights = load_file(folder / "model.safetensors")
     except (SafetensorError, OSError) as error:

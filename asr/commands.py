@@ -239,13 +239,13 @@ def average(config: dict[str, Any]) -> None:
 def tune_decoder(config: dict[str, Any]) -> None:
     """Search a decoder's options; write the best as a config, or into the bundle."""
     _set_threads(config["threads"])
-    from asr.bundle import find_bundle, install_decoder
+    from asr.bundle import find_bundle, install_decoder, resolve_paths
     from asr.evaluation import tuning
     from asr.recognizer import load
 
     if config["metric"] not in tuning.COUNTS:
         raise ConfigError(f"metric={config['metric']}: must be wer or cer.")
-    decoder = tuning.absolute_paths(config["decoder"])
+    decoder = tuning.absolute_paths(resolve_paths(config["decoder"], config["checkpoint"]))
     if config["install"]:
         find_bundle(config["checkpoint"])
     space = tuning.search_space(decoder, config["search"])

@@ -115,6 +115,24 @@ def test_an_installed_decoder_travels_with_the_bundle(bundle, tmp_path):
     assert (tmp_path / "moved/lm/lm.arpa").read_text() == ARPA
 
 
+def test_another_decoder_may_read_the_bundles_files(bundle, manifest, tmp_path, clean, capsys):
+    install_decoder(bundle, {"_target_": "asr.decoders.Beam", "lm": str(tmp_path / "words.arpa")})
+    (tmp_path / "words.arpa").unlink()
+    closed = ["decoder=beam", "decoder.lm=bundle:lm/lm.arpa", "decoder.open_vocabulary=false"]
+    run("evaluate", [f"checkpoint={bundle}", f"manifest={manifest}", *closed])
+    lm = "decoder.lm=bundle:lm/lm.arpa"
+    run("tune_decoder", [f"checkpoint={bundle}", f"manifest={manifest}", lm, "search.lm_weight=[0.5]", "out=tuned"])
+    tuned = yaml.safe_load(Path("tuned/decoder/tuned.yaml").read_text())
+    assert tuned["lm"] == str(bundle / "bundle/lm/lm.arpa")
+    for option, message in {
+        "decoder.lm=bundle:lm/no.arpa": "decoder.lm=bundle:lm/no.arpa is missing",
+        "decoder.lm=bundle:../../words.arpa": "it lies outside",
+    }.items():
+        with pytest.raises(SystemExit):
+            run("transcribe", [f"checkpoint={bundle}", "decoder=beam", option, str(manifest)])
+        assert message in capsys.readouterr().err
+
+
 def test_a_failure_leaves_the_bundle_as_it_was(bundle, tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in (bundle / "bundle").glob("*.*")}
     rename = Path.rename
