@@ -33,6 +33,9 @@ class Hotwords(NamedTuple):
     """(N,) float64: weight of the phrases that are complete at each node."""
     loans: np.ndarray
     """(N,) float64: what the phrases under way at each node lend."""
+    best_reward: float
+    best_loan: float
+    """The highest of each, 0 or more."""
 
 
 def build_hotwords(phrases: Mapping[tuple[str, ...], float]) -> Hotwords:
@@ -59,7 +62,8 @@ def build_hotwords(phrases: Mapping[tuple[str, ...], float]) -> Hotwords:
         loans.append(max(lent.get(name, 0.0), loans[shorter] if shorter != LOST else 0.0))
     codes = [0] + [ord(name[-1]) for name in names[1:]]
     first_array, code_array, failure_array = (np.array(x, np.int32) for x in (first, codes, failures))
-    return Hotwords(first_array, code_array, failure_array, np.array(rewards), np.array(loans))
+    arrays = (first_array, code_array, failure_array, np.array(rewards), np.array(loans))
+    return Hotwords(*arrays, max(rewards), max(loans))
 
 
 @jit

@@ -9,8 +9,8 @@ PREFIX = np.dtype(
     [
         # which label sequence this is: a hash of it, of it less its last label, and that label
         ("key", np.uint64), ("parent", np.uint64), ("label", np.int32),
-        # log-probability of all its alignments that end in blank, and of those that end in its last label
-        ("blank", np.float64), ("voiced", np.float64),
+        # log-probability of all its alignments that end in blank, of those that end in its last label, and of both
+        ("blank", np.float64), ("voiced", np.float64), ("total", np.float64),
         # what it has earned beside that; how much of it by language models; what is lent it until its word is complete
         ("bonus", np.float64), ("lm_score", np.float64), ("loan", np.float64),
         # where it is in the lexicon, the models and the hotwords; whether its last word has begun
