@@ -31,7 +31,7 @@ from asr.decoders.search import end, search
 from asr.errors import ConfigError, DataError
 from asr.types import Emissions, Hypothesis, Partial, Word
 
-OPEN, CLOSED = {"beam_threshold": 20.0, "label_threshold": 8.0}, {"beam_threshold": 30.0, "label_threshold": 20.0}
+OPEN, CLOSED = {"beam_threshold": 20.0, "label_threshold": 6.0}, {"beam_threshold": 30.0, "label_threshold": 20.0}
 """How much is pruned with an open and with a closed vocabulary, if it is not said."""
 
 
@@ -63,8 +63,9 @@ class Beam:
         beam: prefixes kept after each frame.
         beam_threshold: how much worse than the best a prefix may be, in natural logarithms. `None`: 20, and 30 where
             the vocabulary is closed, for there the best may lead nowhere.
-        label_threshold: how much less likely than a frame's likeliest a label may be. `None`: 8, and likewise 20.
-        nbest: hypotheses returned for each utterance.
+        label_threshold: how much less likely than a frame's likeliest a label may be. `None`: 6, and likewise 20.
+        nbest: hypotheses returned for each utterance, their texts all different: of prefixes that spell the same, the
+            best stands for all.
         recombine: whether of two prefixes with the same future (last label, unfinished word, states of the models and
             hotwords) the one that is worse by now is dropped. It makes room for others that really differ: a better
             best hypothesis, in less time, but lists of them lack variety. `None`: if `nbest` is 1.
@@ -219,13 +220,15 @@ class Beam:
         bonus, lm_score = np.empty(state.count), np.empty(state.count)
         complete = end(prefixes, state.count, self.scoring, bonus, lm_score)
         score = acoustic + bonus
-        order = [k for k in np.argsort(-score, kind="stable")[: self.nbest] if score[k] > NEVER]
-        if not order:  # nothing that is possible is allowed
-            return [Hypothesis("", (), NEVER, (), NEVER, 0.0)]
-        return [
-            self._hypothesis(state, prefixes[k], complete, float(score[k]), float(acoustic[k]), float(lm_score[k]))
-            for k in order
-        ]
+        found: dict[str, Hypothesis] = {}
+        for k in np.argsort(-score, kind="stable"):
+            if len(found) == self.nbest or score[k] == NEVER:
+                break
+            scores = (float(score[k]), float(acoustic[k]), float(lm_score[k]))
+            hypothesis = self._hypothesis(state, prefixes[k], complete, *scores)
+            found.setdefault(hypothesis.text, hypothesis)
+        # or nothing that is possible is allowed
+        return [*found.values()] or [Hypothesis("", (), NEVER, (), NEVER, 0.0)]
 
     def _take(self, log_probs: np.ndarray, frame_seconds: float, state: BeamState) -> None:
         peaks = log_probs.max(-1) if len(log_probs) else np.zeros(0)
