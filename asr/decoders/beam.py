@@ -265,7 +265,8 @@ class Beam:
         state.used = drop_links(prefixes, state.count, state.links, state.used, settled)
         starts = np.flatnonzero(self.scoring.starts[state.pending["label"]])
         if len(starts) and starts[-1]:  # the last word may go on
-            state.words.extend(self._words(state.pending[: starts[-1]], state.frame_seconds))
+            state.words.extend(self._words(state.pending[: starts[-1]], state))
+            state.before = int(state.pending[starts[-1] - 1]["end"])
             state.pending = state.pending[starts[-1] :]
 
     def _tail(self, state: BeamState, prefix: np.void) -> np.ndarray:
@@ -287,12 +288,12 @@ class Beam:
             starts = np.flatnonzero(self.scoring.starts[path["label"]])
             path = path[: starts[-1] if len(starts) else 0]
         labels = (*state.labels[: len(state.labels) - len(state.pending)], *path["label"].tolist())
-        words = (*state.words, *self._words(path, state.frame_seconds))
+        words = (*state.words, *self._words(path, state))
         return Hypothesis(self.tokenizer.decode(list(labels)).strip(), labels, score, words, acoustic, lm)
 
-    def _words(self, path: np.ndarray, frame_seconds: float) -> tuple[Word, ...]:
-        labels = path["label"].tolist()
-        return collect_words(labels, path["start"], path["end"], path["peak"], self.tokenizer, frame_seconds)
+    def _words(self, path: np.ndarray, state: BeamState) -> tuple[Word, ...]:
+        labels, frames = path["label"].tolist(), (path["start"], path["end"])
+        return collect_words(labels, *frames, path["peak"], self.tokenizer, state.frame_seconds, state.before)
 
 
 @dataclass
@@ -309,7 +310,9 @@ class BeamState:
     labels: list[int] = field(default_factory=list)
     """The labels that are settled."""
     words: list[Word] = field(default_factory=list)
-    """The words among them."""
+    """The words among them that are complete."""
+    before: int = -1
+    """The frame after the last of them."""
     pending: np.ndarray = field(default_factory=lambda: np.zeros(0, LINK))
     """The settled labels of a word that may go on."""
 

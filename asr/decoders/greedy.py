@@ -26,9 +26,10 @@ class Greedy:
     """Best-path decoding (Graves et al., ICML 2006, section 3.2), with word times and confidences.
 
     A label lasts over the frames of its run. Its confidence is the highest posterior among them; a word's is the
-    geometric mean over its labels. A word starts with its first label's run and ends after its last label's run, at
-    emission frames, so its times are as coarse as the frames; CTC emits a label late in its sound rather than over
-    the whole of it. The hypothesis' score is the log-probability of the best path.
+    geometric mean over its labels. A word ends after its last label's run. It starts with its first label's run, or,
+    where no blank parts it from the word before, with that of the space between them: in fluent speech the space is
+    emitted while the next word has begun. Times are as coarse as the emission frames; CTC emits a label late in its
+    sound rather than over the whole of it. The hypothesis' score is the log-probability of the best path.
 
     Args:
         tokenizer: turns labels into text.
@@ -77,16 +78,22 @@ def collect_words(
     log_posteriors: np.ndarray,
     tokenizer: Spelling,
     frame_seconds: float,
+    before: int = -1,
 ) -> tuple[Word, ...]:
-    """Group labels (L,) with their frames (L,), (L,) and log-posteriors (L,) into words."""
+    """Group labels (L,) with their frames (L,), (L,) and log-posteriors (L,) into words.
+
+    `before` is the frame after the last of a label that came before them, -1 if there was none.
+    """
     words, word_starts = [], tokenizer.word_starts
     edges = [k for k, label in enumerate(labels) if k == 0 or word_starts[label]] + [len(labels)]
     for first, stop in itertools.pairwise(edges):
-        # a label that spells nothing, such as the space between words, is no part of the word's time
+        # a label that spells nothing, such as the space between words, is no part of the word's end or confidence
         spoken = [k for k in range(first, stop) if tokenizer.decode([labels[k]]).strip()]
         if spoken:
             text = tokenizer.decode(labels[first:stop]).strip()
             confidence = float(np.exp(np.mean(log_posteriors[spoken])))
-            start, end = starts[spoken[0]] * frame_seconds, ends[spoken[-1]] * frame_seconds
+            is_fluent = all(starts[k] == (ends[k - 1] if k else before) for k in range(first, spoken[0] + 1))
+            start = starts[first if is_fluent else spoken[0]] * frame_seconds
+            end = ends[spoken[-1]] * frame_seconds
             words.append(Word(text, round(float(start), 3), round(float(end), 3), confidence))
     return tuple(words)

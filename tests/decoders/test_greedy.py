@@ -104,6 +104,19 @@ def test_word_times_and_confidence_of_characters():
     assert second == Word("b", 0.28, 0.32, pytest.approx(0.6, rel=1e-5))
 
 
+def test_without_a_pause_the_space_belongs_to_the_word_after_it():
+    tokenizer = Characters([" ", "a", "b"])
+    space, a, b = 1, 2, 3
+    frames = [(k, 0.9) for k in (space, a, space, space, b, space, 0, a, 0, space, a)]
+    [[hypothesis]] = Greedy(tokenizer)(path(*frames, labels=4))
+    assert [(word.text, word.start, word.end) for word in hypothesis.words] == [
+        ("a", 0.04, 0.08),  # before it there is no word
+        ("b", 0.08, 0.2),
+        ("a", 0.28, 0.32),
+        ("a", 0.4, 0.44),
+    ]
+
+
 def test_word_times_of_words():
     tokenizer = Words(["yes", "no"])
     frames = [(1, 0.5), (0, 0.9), (2, 0.6), (2, 0.8), (1, 0.7)]
