@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import io
+import itertools
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,20 @@ import numpy as np
 SAMPLE_RATE = 16000
 RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
 RETRIEVAL, UTF8 = 1, 1  # espeak_AUDIO_OUTPUT: samples go to the callback; espeakCHARS_UTF8
-Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+PHONEME_EVENTS, LAST, PHONEME = 1, 0, 7  # espeakINITIALIZE_PHONEME_EVENTS; espeak_EVENT_TYPE
+
+
+class Event(ctypes.Structure):
+    """espeak_EVENT."""
+
+    _fields_ = (
+        ("type", ctypes.c_int), ("identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p), ("name", ctypes.c_char * 8),
+    )  # fmt: skip
+
+
+Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
 
 
 class Espeak:
@@ -30,16 +45,21 @@ class Espeak:
 
         self.data = str(espeakng_loader.get_data_path())
         self.library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
-        self.rate = self.library.espeak_Initialize(RETRIEVAL, 0, self.data.encode(), 0)
+        self.rate = self.library.espeak_Initialize(RETRIEVAL, 0, self.data.encode(), PHONEME_EVENTS)
         if self.rate <= 0:
             raise RuntimeError(f"espeak_Initialize: {self.rate}")
         self.blocks: list[np.ndarray] = []
+        self.phonemes: list[tuple[int, int, bool]] = []
+        """Those said last: where its word begins in the text, its first sample, and whether it is a pause."""
         self.callback = Callback(self._collect)  # kept, because C holds only its address
         self.library.espeak_SetSynthCallback(self.callback)
 
     def _collect(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
             self.blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        for event in itertools.takewhile(lambda event: event.type != LAST, events or ()):
+            if event.type == PHONEME:
+                self.phonemes.append((event.text_position - 1, event.sample, event.name.startswith(b"_")))
         return 0
 
     def variants(self) -> list[str]:
@@ -59,7 +79,7 @@ class Espeak:
             raise ValueError(f"no voice '{voice}'")
         for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
             self.library.espeak_SetParameter(parameter, value, 0)
-        self.blocks = []
+        self.blocks, self.phonemes = [], []
         data = text.encode()
         status = self.library.espeak_Synth(data, len(data) + 1, 0, 0, 0, UTF8, None, None)
         if status or self.library.espeak_Synchronize():
@@ -67,6 +87,25 @@ class Espeak:
         if not self.blocks:
             raise RuntimeError("nothing was said")
         return np.concatenate(self.blocks).astype(np.float32) / 32768
+
+    def word_times(self, text: str) -> list[list[float | None]]:
+        """Start and end of each word of the text that was spoken last, in seconds.
+
+        A word lasts from its first phoneme to whatever follows its last, a pause or the next word. They are told by
+        phoneme, because espeak-ng's word events come before a consonant that it links to the next word (turn off).
+        Words that it takes for one (in the) have no time where they meet: `None`.
+        """
+        places = {found.start(): k for k, found in enumerate(re.finditer(r"\S+", text))}
+        times: list[list[float | None]] = [[None, None] for _ in places]
+        for (place, sample, is_pause), (_, following, _) in itertools.pairwise(self.phonemes):
+            if not is_pause and place in places:
+                spoken = times[places[place]]
+                spoken[0] = sample / self.rate if spoken[0] is None else spoken[0]
+                spoken[1] = following / self.rate
+        for one, other in itertools.pairwise(times):
+            if other == [None, None]:
+                one[1], other[1] = None, one[1]
+        return times
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -119,7 +158,10 @@ def main() -> None:
             encoded = io.BytesIO()
             soundfile.write(encoded, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
             Path(request["path"]).write_bytes(encoded.getvalue())
-            answer: dict[str, Any] = {"duration": len(samples) / SAMPLE_RATE}
+            before = request["recording"]["margins"][0]
+            words = espeak.word_times(request["speech"]["text"])
+            moved = [[None if time is None else round(before + time, 3) for time in word] for word in words]
+            answer: dict[str, Any] = {"duration": len(samples) / SAMPLE_RATE, "word_times": moved}
         except OSError as error:
             answer = {"error": error.strerror, "errno": error.errno}
         except (ValueError, RuntimeError) as error:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ class Synthetic(Corpus):
     A speaker is an accent and a voice variant, `en-us+f2`. No variant, nor a relative of it (`iven`, `iven2`),
     is heard in two splits, in whatever accent. Texts, voices and noise depend on the seed only; the samples
     are espeak-ng's, which are not the same to the bit from run to run. Formant synthesis is easy to recognize:
-    a score on it says that the pipeline works, nothing about real speech.
+    a score on it says that the pipeline works, nothing about real speech. In the manifests, `word_times` holds start
+    and end of each word in seconds, null where espeak-ng speaks two words as one.
     """
 
     splits: Mapping[str, int] = field(default_factory=lambda: {"train": 1200, "validation": 150, "test": 200})
@@ -160,10 +161,12 @@ class _Spoken:
             utterance, request = item
             worker = free.get()
             try:
-                error = worker.speak({"path": utterance.audio_filepath, **request})
+                answer = worker.speak({"path": utterance.audio_filepath, **request})
             finally:
                 free.put(worker)
-            return Dropped(utterance.id, utterance.audio_filepath, SYNTHESIS_FAILED, error) if error else utterance
+            if "error" in answer:
+                return Dropped(utterance.id, utterance.audio_filepath, SYNTHESIS_FAILED, answer["error"])
+            return replace(utterance, extra={**utterance.extra, "word_times": answer["word_times"]})
 
         with ExitStack() as stack:
             count = min(8, os.cpu_count() or 1, len(self))
@@ -201,8 +204,8 @@ class Worker:
             )
         self.variants: list[str] = json.loads(hello)["variants"]
 
-    def speak(self, request: Mapping[str, Any]) -> str:
-        """Write the audio that a request describes; return what went wrong, or nothing.
+    def speak(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the audio that a request describes; return its `duration` and `word_times`, or the `error`.
 
         Raises:
             OSError: the file cannot be written.
@@ -218,11 +221,11 @@ class Worker:
             self.close()
             status = self.process.returncode
             self._start()
-            return f"espeak-ng died with status {status}"
-        result = json.loads(answer)
+            return {"error": f"espeak-ng died with status {status}"}
+        result: dict[str, Any] = json.loads(answer)
         if "errno" in result:
             raise OSError(result["errno"], result["error"], request["path"])
-        return result.get("error", "")
+        return result
 
     def close(self) -> None:
         """End the process."""

@@ -90,6 +90,8 @@ def test_prepare(tmp_path, monkeypatch):
             info = soundfile.info(utterance.audio_filepath)
             assert (info.samplerate, info.channels, info.format) == (16000, 1, "FLAC")
             assert 0.5 < utterance.duration < 6 and utterance.extra["accent"] in Synthetic().accents
+            times = utterance.extra["word_times"]
+            assert len(times) == len(utterance.text.split()) and 0.1 < times[0][0] < times[-1][1] < utterance.duration
             heard.setdefault(split, set()).add(utterance.speaker.split("+")[1])
         row = json.loads(manifest.read_text().splitlines()[0])
         assert row["audio_filepath"] == f"audio/{split}/{split}-00000.flac"
@@ -97,15 +99,42 @@ def test_prepare(tmp_path, monkeypatch):
 
 
 @needs_espeak
+@pytest.mark.parametrize("voice", ["en+m3", "en-gb-scotland+Annie", "en-gb-x-rp+m1"])
+def test_words_are_where_their_sound_is(tmp_path, voice):
+    [(_, request)] = Synthetic(splits={"train": 1}).plan("train", ["f1"], tmp_path)
+    request["recording"] |= {"level": -20, "snr": 60, "margins": (0.5, 0.4)}
+
+    def speak(worker, text) -> tuple[list, np.ndarray]:
+        speech = request["speech"] | {"text": text, "voice": voice}
+        found = worker.speak({**request, "speech": speech, "path": str(tmp_path / "a.flac")})
+        return found["word_times"], soundfile.read(tmp_path / "a.flac")[0]
+
+    def level(samples, start, end) -> float:
+        return 10 * np.log10(np.mean(samples[round(16000 * start) : round(16000 * end)] ** 2))
+
+    with Worker() as worker:
+        times, samples = speak(worker, "two two two")
+        for start, _ in times:  # a burst after silence
+            assert level(samples, start, start + 0.05) > level(samples, start - 0.03, start - 0.005) + 25
+        end = times[-1][1]
+        assert level(samples, end + 0.03, len(samples) / 16000) < level(samples, 0.5, end) - 40
+        times, samples = speak(worker, "turn off the light in the kitchen")
+        assert times[4][1] is None and times[5][0] is None, "'in the' is one word to espeak-ng"
+        assert sorted(flat := [time for word in times for time in word if time is not None]) == flat
+        n_of_turn = (times[1][0] - 0.06, times[1][0] - 0.01)  # linked to the vowel after it
+        assert level(samples, *n_of_turn) > level(samples, 0.5, times[-1][1]) - 15
+
+
+@needs_espeak
 def test_failures_are_contained(tmp_path):
     corpus = Synthetic(splits={"train": 1})
     request = corpus.plan("train", ["f1"], tmp_path)[0][1] | {"path": str(tmp_path / "a.flac")}
     with Worker() as worker:
-        assert worker.speak(request) == "" and (tmp_path / "a.flac").exists()
-        assert "no voice" in worker.speak(request | {"speech": request["speech"] | {"voice": "xx+f1"}})
+        assert worker.speak(request)["duration"] > 0.5 and (tmp_path / "a.flac").exists()
+        assert "no voice" in worker.speak(request | {"speech": request["speech"] | {"voice": "xx+f1"}})["error"]
         worker.process.kill()
-        assert "died with status -9" in worker.speak(request)
-        assert worker.speak(request) == ""
+        assert "died with status -9" in worker.speak(request)["error"]
+        assert "error" not in worker.speak(request)
         with pytest.raises(OSError, match="No such file"):
             worker.speak(request | {"path": str(tmp_path / "no/a.flac")})
     with pytest.raises(DataError, match=r"no utterance can be kept.*synthesis failed"):
