@@ -21,7 +21,7 @@ COMMANDS = {
     "train_lm": "train a language model",
     "evaluate_lm": "a language model's perplexity",
     "prepare": "a corpus on disk to manifests",
-    "benchmark": "measure speed against the bare kernels",
+    "benchmark": "measure speed, what decoders gain, how exact times are",
     "plugins": "list the components and where they come from",
 }
 TAKES_WORDS = ("transcribe", "align", "benchmark")

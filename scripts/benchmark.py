@@ -1,4 +1,4 @@
-"""Measure speed: python scripts/benchmark.py training, transcription or decoding"""
+"""Measure speed and accuracy: python scripts/benchmark.py training|transcription|decoding|folds|word_times"""
 
 from asr.cli import run
 

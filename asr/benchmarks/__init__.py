@@ -1,4 +1,4 @@
-"""Speed, as ratios against the bare kernels measured in the same run; and what decoders gain."""
+"""Speed, as ratios against the bare kernels measured in the same run; what decoders gain; how exact times are."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ BENCHMARKS = {
     "training": "our step over the bare kernels, and waiting for data",
     "transcription": "real-time factor of files, one at a time and together",
     "decoding": "our beam search beside other decoders: speed, and how good what they find is",
-    "folds": "what beam search and n-gram models gain, on the runs of a cross-validation",
+    "folds": "what beam search and language models gain, on the runs of a cross-validation",
+    "word_times": "how far words are from where they are spoken, by decoder and aligner",
 }
-UTTERANCES = {"training": 948, "transcription": 948, "decoding": 16, "folds": 0}
-"""How many each takes if not told."""
+UTTERANCES = {"training": 948, "transcription": 948, "decoding": 16, "folds": 0, "word_times": 0}
+"""How many each takes if not told; 0: all."""
 
 
 def run(name: str, config: Mapping[str, Any]) -> None:
@@ -46,6 +47,8 @@ def run(name: str, config: Mapping[str, Any]) -> None:
             from asr.benchmarks.decoding import decoding as benchmark
         elif name == "folds":
             from asr.benchmarks.folds import folds as benchmark
+        elif name == "word_times":
+            from asr.benchmarks.word_times import word_times as benchmark
         else:
             from asr.benchmarks.transcription import transcription as benchmark
         measurements, setting = benchmark(config, folder)

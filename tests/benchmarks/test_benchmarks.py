@@ -16,10 +16,13 @@ import torch
 
 import asr
 from asr import cli
+from asr.benchmarks import folds
 from asr.bundle import pipeline_config, save_bundle
 from asr.data.index import ManifestIndex
+from asr.decoders import Rescored
 from asr.errors import ConfigError, DataError
 from asr.evaluation.counts import count_words
+from asr.lm.lstm import Lstm
 from tests.test_recognizer import CONFIG, pipeline
 
 SMALL = ("encoder.layers=2", "encoder.width=8", "encoder.channels=2", "trainer.accelerator=cpu", "device=cpu")
@@ -173,14 +176,22 @@ def runs(tmp_path) -> list[Path]:
     return folders
 
 
-def test_folds(tmp_path, runs):
-    results = benchmark("folds", tmp_path, f"runs=[{runs[0]},{runs[1]}]", "order=2", "label_order=3", "hotwords=[fed]")[
-        "results"
-    ]
+LSTM = ("lstm.width=4", "lstm.epochs=1", "lstm.trainer.accelerator=cpu")
+
+
+def test_folds(tmp_path, runs, capsys, monkeypatch):
+    rows = folds.DECODERS.items()
+    fewer = {name: (*given, {key: some[1:3] for key, some in values.items()}) for name, (*given, values) in rows}
+    monkeypatch.setattr(folds, "DECODERS", fewer)
+    options = (*LSTM, "order=2", "label_order=3", "hotwords=[fed]")
+    results = benchmark("folds", tmp_path, f"runs=[{','.join(map(str, [*runs, *runs]))}]", *options)["results"]
+    assert capsys.readouterr().out.count("training an LSTM model") == 2, "two seeds share the models of a fold"
     words = sum(len(json.loads(line)["text"].split()) for run in runs for line in (run / "validation.jsonl").open())
-    for name in ("greedy", "beam", "beam, word LM", "beam, label LM, word LM, its words only"):
-        assert results[f"{name} 0"]["value"] == results[name]["value"], "one group: its mean is itself"
-        assert f"/ {words}," in results[name]["note"], "every word is scored once"
+    both = "beam, label LM, word LM, its words only"
+    for name in ("greedy", "beam", "beam, word LM", "beam, word LM, rescored", both, f"{both}, rescored"):
+        assert results[f"{name} 0"]["note"] == results[f"{name} 1"]["note"], "two seeds that are the same"
+        assert results[f"{name} 0"]["value"] == results[name]["value"]
+        assert f"/ {2 * words}," in results[name]["note"], "every word is scored once"
     assert "of 2 found" in results["hotwords of weight 14 0"]["note"]
     errors = 0
     for run in runs:
@@ -190,11 +201,70 @@ def test_folds(tmp_path, runs):
     assert results["greedy"]["value"] == pytest.approx(100 * errors / words)
 
 
+def test_n_best_lists_are_rescored_as_by_the_decoder(tmp_path, runs):
+    """One search and one look at the LSTM for all weights, against a decoder for each."""
+    config = {"device": "cpu", "batch_seconds": 60.0, "order": 2, "label_order": 2, "rescore": False}
+    group = list(folds._open(runs, config, tmp_path / "emissions"))
+    torch.manual_seed(0)
+    model = Lstm(["<unk>", "<s>", "</s>", "a", "bad", "cab", "dad"], width=8, layers=1).eval().requires_grad_(False)
+    torch.nn.init.normal_(model.output.bias)
+    for fold, other in zip(group, reversed(group), strict=True):
+        folds._train_models(fold, [other], config, {})
+        fold.models["lstm"] = model
+    options = {"lm_weight": 0.4, "open_vocabulary": False}
+    trials = folds._rescore(group, ("lm",), options)
+    assert len({str(counts) for _, counts in trials}) > 1, "the weights make a difference"
+    for weights, counts in trials[::17]:
+        decoders = [
+            Rescored(fold.tokenizer, model, **weights, beam={**options, "lm": fold.models["lm"]}) for fold in group
+        ]
+        assert counts == [fold.count(decoder) for fold, decoder in zip(group, decoders, strict=True)]
+
+
 def test_folds_must_be_whole(tmp_path, runs):
     with pytest.raises(SystemExit):
         benchmark("folds", tmp_path, f"runs=[{runs[0]},{runs[1]},{runs[0]}]")
     with pytest.raises(SystemExit):
         benchmark("folds", tmp_path, f"runs=[{runs[0]}]")
+
+
+def test_word_times(tmp_path, runs, capsys):
+    """Against the aligner's own times, 100 ms earlier, and unknown where a word ends."""
+    manifest, recognizer = runs[0] / "validation.jsonl", asr.load(runs[0], "cpu")
+    rows = [json.loads(line) for line in manifest.open()]
+    for row in rows:
+        words = asr.align(recognizer, runs[0] / row["audio_filepath"], row["text"]).words
+        row["word_times"] = [[word.start - 0.1, None] for word in words]
+    rows[0]["word_times"][0] = [None, rows[0]["word_times"][0][0] + 0.1]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = benchmark("word_times", tmp_path, f"checkpoint={runs[0]}", f"manifest={manifest}")
+    value = {name: measured["value"] for name, measured in found["results"].items()}
+    for name in ("aligner_start", "aligner_start_90", "aligner_start_bias"):
+        assert value[name] == pytest.approx(100)
+    first = asr.align(recognizer, runs[0] / rows[0]["audio_filepath"], rows[0]["text"]).words[0]
+    assert value["aligner_end"] == pytest.approx(1000 * (first.end - first.start))
+    words = sum(len(row["text"].split()) for row in rows)
+    assert found["results"]["aligner_start"]["note"].endswith(f"; {words - 1} words")
+    assert value["greedy_aligner"] == 100, "the best path is the best alignment of its labels"
+    assert "aligner: start" in capsys.readouterr().out
+    rows[0]["word_times"].pop()
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit):
+        benchmark("word_times", tmp_path, f"checkpoint={runs[0]}", f"manifest={manifest}")
+    count = len(rows[0]["text"].split())
+    assert f"utterance '0': {count} words in its text, but {count - 1} in its word_times" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_words_are_found_where_synthesis_put_them(tmp_path, clean):
+    """The demo with characters for labels: half of the words start within 80 ms of where they do."""
+    pytest.importorskip("espeakng_loader")
+    characters = ("tokenizer=characters", "~tokenizer.vocab_size", "~tokenizer.model_type")
+    cli.run("train", ["+experiment=demo", *characters, "manifests=data", "out=run", "transcribe_example=false"])
+    options = (f"checkpoint={tmp_path / 'run'}", f"manifest={tmp_path / 'data/test.jsonl'}")
+    results = benchmark("word_times", tmp_path, *options)["results"]
+    for name in ("greedy", "beam", "aligner"):
+        assert results[f"{name}_start"]["value"] <= 80
 
 
 def test_an_unknown_benchmark_or_a_used_folder_is_refused(tmp_path, capsys):
