@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from asr.data.resampling import Resampler
 from asr.errors import AudioError
 
 if TYPE_CHECKING:
     import soundfile
-    import torch
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au", ".w64", ".m4a")
 """What is taken for audio in a folder, in lower case."""
@@ -41,7 +41,7 @@ def read_audio(
 
     Args:
         path: any format of libsndfile: WAV, FLAC, OGG (Vorbis, Opus), MP3, NIST SPHERE, AIFF, AU.
-        sample_rate: Hz wanted; another rate in the file is resampled (windowed sinc, torchaudio).
+        sample_rate: Hz wanted; another rate in the file is resampled (windowed sinc).
         offset: seconds from the start of the file.
         duration: seconds; `None` reads to the end.
         channel: which one to take, from 0; `None` averages all.
@@ -100,17 +100,13 @@ def lost_seconds(file: soundfile.SoundFile) -> float:
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Resample (N,) float32 samples by torchaudio's windowed sinc."""
-    import torch
-
-    return _resampler(rate, new_rate)(torch.from_numpy(samples)).numpy()
+    """Resample (N,) float32 samples by a windowed sinc."""
+    return _resampler(rate, new_rate)(samples)
 
 
 @lru_cache(maxsize=16)
-def _resampler(rate: int, new_rate: int) -> torch.nn.Module:
-    import torchaudio
-
-    return torchaudio.transforms.Resample(rate, new_rate)
+def _resampler(rate: int, new_rate: int) -> Resampler:
+    return Resampler(rate, new_rate)
 
 
 def _open(path: str | Path):
