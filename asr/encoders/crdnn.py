@@ -54,7 +54,7 @@ class VggBlocks(nn.Module):
         for block in self.blocks:
             x, _ = block(x, lengths)
             x = F.max_pool2d(x.unflatten(2, (-1, block.frequencies[-1])), (1, 2))  # (B, T, channels, frequencies)
-            x = (x * self.dropout(x.new_ones(len(x), 1, x.shape[2], 1))).flatten(2)
+            x = (x * self.dropout(x.new_ones(x.shape[0], 1, x.shape[2], 1))).flatten(2)
         x = x.masked_fill(~frame_mask(lengths, x.shape[1], x.device)[..., None], -torch.inf)
         x = F.max_pool1d(x.transpose(1, 2), self.stride, ceil_mode=True).transpose(1, 2)
         lengths = self.output_lengths(lengths)

@@ -24,14 +24,15 @@ Memory = dict[Any, tuple[Tensor, Tensor]]
 
 
 class Padded:
-    """Frames stay (B, T, D); each direction of an LSTM runs over the padding, too.
+    """Frames stay (B, T, D); each direction of a layer runs over the padding, too.
 
     The backward direction runs on utterances reversed within their lengths, so that none begins in its padding. With a
     `memory`, layers of one direction go on where they stopped before.
     """
 
     def __init__(self, lengths: Tensor, frames: int, device: torch.device, memory: Memory | None = None):
-        self.batch, self.lengths, self.frames, self.device = len(lengths), lengths, frames, device
+        # of the shape, which stays open when the model is traced
+        self.batch, self.lengths, self.frames, self.device = lengths.shape[0], lengths, frames, device
         self.memory: Memory = {} if memory is None else memory
 
     @cached_property
@@ -56,15 +57,12 @@ class Padded:
 
     def run(self, layer: Any, x: Tensor, weights: Weights) -> Tensor:
         before = self.memory.get(layer) or _zeros(layer, x, 1, self.batch)
-        y, *after = torch.lstm(x, before, weights(layer, ""), True, 1, 0.0, layer.training, False, True)
+        y, *after = _one_direction(layer, x, before, weights(layer, ""))
         if not layer.bidirectional:
-            self.memory[layer] = after[0], after[1]
+            self.memory[layer] = after[0], after[-1]
             return y
-        zeros = _zeros(layer, x, 1, self.batch)
-        backwards = torch.lstm(
-            self._turn(x), zeros, weights(layer, "_reverse"), True, 1, 0.0, layer.training, False, True
-        )[0]
-        return torch.cat([y, self._turn(backwards)], -1)
+        backwards = _one_direction(layer, self._turn(x), _zeros(layer, x, 1, self.batch), weights(layer, "_reverse"))
+        return torch.cat([y, self._turn(backwards[0])], -1)
 
     def _turn(self, x: Tensor) -> Tensor:
         return x.flatten(0, 1).index_select(0, self.reversed).view_as(x)
@@ -100,6 +98,20 @@ class Packed:
         if isinstance(layer, nn.GRU):
             return torch.gru(x, self.batch_sizes, before[0], *rest)[0]
         return torch.lstm(x, self.batch_sizes, before, *rest)[0]
+
+
+def _one_direction(layer: Any, x: Tensor, before: tuple[Tensor, Tensor], weights: list[Tensor]) -> tuple[Tensor, ...]:
+    """One direction of a layer over (B, T, D): its output, and its hidden vectors and cells at the end."""
+    rest = True, 1, 0.0, layer.training, False, True
+    if isinstance(layer, nn.GRU):
+        return torch.gru(x, before[0], weights, *rest)
+    if not layer.proj_size or not torch.onnx.is_in_onnx_export():
+        return torch.lstm(x, before, weights, *rest)
+    # ONNX knows no projection: the recurrent matrix takes it in
+    *weights, projection = weights
+    weights[1] = weights[1] @ projection
+    y, *after = torch.lstm(x, (before[1], before[1]), weights, *rest)
+    return y @ projection.T, *after
 
 
 def _zeros(layer: Any, x: Tensor, directions: int, batch: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from asr.encoders.layouts import Packed, Padded
@@ -19,7 +20,7 @@ class RecurrentEncoder(nn.Module):
     """A subsampling front end, then a stack of recurrent layers: what the recurrent encoders share.
 
     On CUDA the layers run on packed sequences (cuDNN); on a CPU each direction runs as a plain LSTM over the padded
-    batch: the same numbers, several times faster (oneDNN has no packed kernel).
+    batch: the same numbers, several times faster (oneDNN has no packed kernel), and what ONNX can hold.
 
     Args:
         subsampling: features → frames of the first layer; has `dim`, `stride` and `output_lengths`.
@@ -96,6 +97,7 @@ class RecurrentEncoder(nn.Module):
 
     def _layout(self, x: Tensor, lengths: Tensor) -> Padded | Packed:
         plain = x.device.type == "cpu" and self.cell is nn.LSTM and not self.layers[0].proj_size
+        plain = plain or torch.onnx.is_in_onnx_export()
         return (Padded if plain else Packed)(lengths, x.shape[1], x.device)
 
     def _run(self, layout: Padded | Packed, x: Tensor, tap: Tap | None = None) -> tuple[Tensor, Tensor]:

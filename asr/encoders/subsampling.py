@@ -172,7 +172,7 @@ class Convolutions(nn.Module):
         x = self.activation(norm(x, real_frames(lengths, x.shape[1], x.device)) if batch else norm(x))
         if k + 1 == len(self.convolutions):
             return x
-        return x * self.dropout(x.new_ones(len(x), 1, *x.shape[2:])) if self.locked else self.dropout(x)
+        return x * self.dropout(x.new_ones(x.shape[0], 1, *x.shape[2:])) if self.locked else self.dropout(x)
 
 
 def make_subsampling(kind: str, input_dim: int, stride: int, channels: int) -> FrameStacking | Convolutions:

@@ -6,6 +6,7 @@ lies past its end, and a padded batch gives what each utterance alone gives. Fil
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torchaudio
 from torch import Tensor, nn
@@ -49,14 +50,28 @@ class Spectrogram(nn.Module):
 
     def spectrum(self, waveforms: Tensor) -> Tensor:
         """(B, N) → (B, T, n_fft / 2 + 1): the magnitude to the power of `power`."""
-        missing = self.n_fft - waveforms.shape[-1]
-        if missing > 0:
-            waveforms = nn.functional.pad(waveforms, (0, missing))
-        spectrum = torch.stft(
-            waveforms, self.n_fft, self.hop, self.window_length, self.window, center=False, return_complex=True
-        )
-        power = spectrum.real.square() + spectrum.imag.square()
+        if torch.onnx.is_in_onnx_export():  # which has no complex numbers, and traces no condition
+            real, imaginary = self._dft(waveforms)
+        else:
+            missing = self.n_fft - waveforms.shape[-1]
+            if missing > 0:
+                waveforms = nn.functional.pad(waveforms, (0, missing))
+            spectrum = torch.stft(
+                waveforms, self.n_fft, self.hop, self.window_length, self.window, center=False, return_complex=True
+            )
+            real, imaginary = spectrum.real, spectrum.imag
+        power = real.square() + imaginary.square()
         return (power if self.power == 2 else power.sqrt()).transpose(1, 2)
+
+    def _dft(self, waveforms: Tensor) -> tuple[Tensor, ...]:
+        """(B, N) → real and imaginary parts (B, n_fft / 2 + 1, T), by a convolution with windowed cosines and sines."""
+        first = (self.n_fft - self.window_length) // 2  # of a frame's samples that the window does not make zero
+        last = first + self.window_length
+        angles = 2 * np.pi / self.n_fft * np.outer(np.arange(self.n_fft // 2 + 1), np.arange(first, last))
+        kernel = torch.from_numpy(np.concatenate([np.cos(angles), -np.sin(angles)]) * self.window.numpy()).float()
+        missing = (self.n_fft - torch._shape_as_tensor(waveforms)[1]).clamp(min=0)
+        padded = nn.functional.pad(waveforms, (0, missing))[:, None, first : last - self.n_fft or None]  # type: ignore[arg-type]
+        return nn.functional.conv1d(padded, kernel[:, None], stride=self.hop).chunk(2, 1)
 
 
 class LogMel(Spectrogram):
