@@ -14,28 +14,58 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
+from asr.configs import FORMAT, STAGES, check_amount, check_config, map_options, names_file
+from asr.engines import OnnxModel
 from asr.errors import CheckpointError
+from asr.exported import read_exported
 from asr.pipeline import Pipeline, build
-from asr.plugins import allowed_targets
+from asr.plugins import instantiate
+from asr.sharing import locate
 
-STAGES = ("text", "tokenizer", "featurizer", "encoder", "decoder")
-FORMAT = 1
-LM = "lm"
-FILE_OPTIONS = ("lm", "label_lm", "lexicon", "hotwords", "label_prior")
-"""Options of decoders that may name a file or folder, which a bundle takes along."""
+WEIGHTS, CARD, LM = "model.safetensors", "README.md", "lm"
 OWN = "bundle:"
 """Before a path in a bundle's config that is relative to the bundle."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds, opened and not trusted yet."""
+
+    path: Path
+    """Its folder or file."""
+    config: Any
+    tokenizer: Path | Mapping[str, bytes]
+    """A folder, or the content of the files in it."""
+    card: str
+    """Markdown: the bundle's README.md; empty where there is none."""
+    versions: Mapping[str, str]
+    """Those that wrote it, as far as it says so."""
+    weights: Callable[[], Any]
+    """Reads the acoustic model's weights by name, or is an exported file's `OnnxModel`."""
 
 
 def pipeline_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a training's config that its recognizer needs."""
     conditioning = {"self_conditioning": config["self_conditioning"]} if config.get("self_conditioning") else {}
     return {"format": FORMAT, **{key: config[key] for key in (*STAGES, "normalization")}, **conditioning}
+
+
+def versions() -> dict[str, str]:
+    """The versions that write a checkpoint now."""
+    found = {}
+    for name in ("asr-pipeline", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout
+            found[name] = "unknown"
+    return found
 
 
 def save_bundle(folder: Path, pipeline: Pipeline, config: Mapping[str, Any], card: str) -> None:
@@ -53,10 +83,11 @@ def save_bundle(folder: Path, pipeline: Pipeline, config: Mapping[str, Any], car
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
         new = Path(partial) / "new"
         (new / "tokenizer").mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in pipeline.model.state_dict().items()}, new / "model.safetensors")
+        weights = {name: value.contiguous() for name, value in pipeline.model.state_dict().items()}
+        save_file(weights, new / WEIGHTS, {"format": "pt", **versions()})  # the Hub looks for the format
         pipeline.tokenizer.save(new / "tokenizer")
         _write_config(new, {**config, "decoder": _take_along(config["decoder"], new)})
-        (new / "README.md").write_text(card, "utf-8")
+        (new / CARD).write_text(card, "utf-8")
         _swap(new, folder)
 
 
@@ -130,7 +161,20 @@ def _take_along(decoder: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return map_options(decoder, take)
 
 
-def resolve_paths(decoder: Any, checkpoint: str | Path) -> Any:
+def _own_decoder(config: Any, source: Path) -> Any:
+    """A checkpoint's config with the paths of its decoder's files, which must lie in it, made absolute."""
+    if not isinstance(config, dict) or not isinstance(config.get("decoder"), dict):
+        return config
+
+    def refuse(key: str, value: Any) -> None:
+        if names_file(key, value):
+            raise _outside(source, key, value)
+
+    map_options(config["decoder"], refuse)
+    return {**config, "decoder": resolve_paths(config["decoder"], source)}
+
+
+def resolve_paths(decoder: Mapping[str, Any], checkpoint: str | Path) -> dict[str, Any]:
     """A decoder's config in which paths of a bundle's own files, `bundle:lm/…`, are absolute.
 
     Raises:
@@ -140,83 +184,90 @@ def resolve_paths(decoder: Any, checkpoint: str | Path) -> Any:
     def resolve(key: str, value: Any) -> Any:
         if not isinstance(value, str) or not value.startswith(OWN):
             return value
-        folder = find_bundle(checkpoint)
-        path = (folder / value.removeprefix(OWN)).resolve()
-        if not path.is_relative_to(folder):
-            raise CheckpointError(f"{folder}: refuses decoder.{key}={value}: it lies outside the bundle.")
-        if not path.exists():
+        folder, place = find_bundle(locate(checkpoint)), PurePosixPath(value.removeprefix(OWN))
+        if place.is_absolute() or ".." in place.parts:
+            raise _outside(folder, key, value)
+        if not (folder / place).exists():
             raise CheckpointError(f"{folder}: decoder.{key}={value} is missing. Copy the whole folder.")
-        return str(path)
+        return str((folder / place).resolve())
 
-    return map_options(decoder, resolve) if isinstance(decoder, Mapping) else decoder
-
-
-def names_file(key: str, value: Any) -> bool:
-    """Whether an option of a decoder names a file or folder that is there."""
-    return key.rsplit(".", 1)[-1] in FILE_OPTIONS and isinstance(value, str) and value != "" and Path(value).exists()
+    return map_options(decoder, resolve)
 
 
-def map_options(config: Mapping[str, Any], change: Callable[[str, Any], Any], above: str = "") -> dict[str, Any]:
-    """A config with each value, in nested mappings too, as `change(dotted key, value)` makes it."""
-    return {
-        key: map_options(value, change, f"{above}{key}.")
-        if isinstance(value, Mapping)
-        else change(f"{above}{key}", value)
-        for key, value in config.items()
-    }
+def _outside(source: Path, key: str, value: str) -> CheckpointError:
+    return CheckpointError(f"{source}: refuses decoder.{key}={value}: it lies outside the bundle.")
 
 
-def flatten(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots, as a user types them."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
-    return flat
-
-
-def load_pipeline(checkpoint: str | Path, decoder: Mapping[str, Any] | None = None) -> Pipeline:
+def load_pipeline(checkpoint: str | Path | Checkpoint, decoder: Mapping[str, Any] | None = None) -> Pipeline:
     """Build the pipeline of a trained recognizer and load its weights, on the CPU, in evaluation mode.
 
     Args:
-        checkpoint: a bundle, a run's folder, or a Lightning `.ckpt` of a run; where training averaged the weights
-            (`callbacks=[…,ema]`), its average.
-        decoder: a config to use instead of the bundle's own; its paths, too, may be `bundle:lm/…`.
+        checkpoint: as in `open_checkpoint`, or what that returned.
+        decoder: a config to use instead of the checkpoint's own; its paths, too, may be `bundle:lm/…`.
 
     Raises:
         CheckpointError: nothing there, damaged, unsafe, or not fitting.
     """
-    path, decoder = _locate(checkpoint), resolve_paths(decoder, checkpoint)
-    pipeline = (_load_ckpt if path.is_file() else _load_folder)(path, decoder)
-    pipeline.model.eval().requires_grad_(False)
-    return pipeline
+    found = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    check_config(found.config, found.path)
+    config = {**found.config, "decoder": resolve_paths(decoder or found.config["decoder"], found.path)}
+    weights = found.weights()
+    return _build(config, load_tokenizer(found), weights, found.path)
 
 
-def load_config(checkpoint: str | Path) -> dict[str, Any]:
-    """The config of what `load_pipeline` loads, as `pipeline_config` gives it."""
-    path = _locate(checkpoint)
-    if path.is_file():
-        return read_checkpoint(path)["recognizer"]["config"]
-    config = _read_config(path)
-    return {**config, "decoder": resolve_paths(config["decoder"], path)}
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer of a checkpoint whose config was checked."""
+    tokenizer_class = _class(checkpoint.config["tokenizer"]["_target_"])
+    if isinstance(checkpoint.tokenizer, Path):
+        return tokenizer_class.load(checkpoint.tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in checkpoint.tokenizer.items():
+            (Path(folder) / Path(name).name).write_bytes(content)
+        return tokenizer_class.load(Path(folder))
 
 
-def _locate(checkpoint: str | Path) -> Path:
-    """The folder of the bundle, or the `.ckpt` file, that a name of a recognizer stands for."""
-    path = Path(checkpoint)
+def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
+    """Open a checkpoint of any kind, without building anything.
+
+    Args:
+        checkpoint: a bundle's folder, a zip of it, a run's folder, a Lightning `.ckpt` of a run (with the
+            average, where training averaged the weights: `callbacks=[…,ema]`), an exported `.onnx`,
+            or a model of the Hugging Face Hub; see `locate` for the latter.
+
+    Raises:
+        CheckpointError: nothing there, or damaged.
+    """
+    path = locate(checkpoint)
     if path.is_file() and path.suffix == ".ckpt":
-        return path
-    if (path / "bundle" / "config.yaml").is_file():
-        return path / "bundle"
-    if (path / "config.yaml").is_file() and (path / "model.safetensors").is_file():
-        return path
+        return _open_ckpt(path)
+    if path.is_file() and path.suffix == ".onnx":
+        config, files, text, written, model = read_exported(path)
+        return Checkpoint(path, _own_decoder(config, path), files, text, written, lambda: model)
+    for folder in (path / "bundle", path):
+        if (folder / "config.yaml").is_file() and (folder == path / "bundle" or (folder / WEIGHTS).is_file()):
+            return _open_folder(folder)
     if (path / "checkpoints").is_dir():
-        return _best(path)
+        return _open_ckpt(_best(path))
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not path.exists() else []
     close = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f" Did you mean {path.parent / close[0]}?" if close else ""
     raise CheckpointError(
-        f"checkpoint={checkpoint}: no recognizer there. Give a run's folder, its bundle, or a .ckpt file.{hint}"
+        f"checkpoint={checkpoint}: no recognizer there. Give a run's folder, its bundle (folder or .zip), a .ckpt, an "
+        f"exported .onnx, or hf://user/name.{hint}"
     )
+
+
+def load_config(checkpoint: str | Path) -> dict[str, Any]:
+    """The config of what `load_pipeline` loads, as `pipeline_config` gives it.
+
+    Raises:
+        CheckpointError: there is none, or it is an exported file, whose weights are no longer those of the config.
+    """
+    found = open_checkpoint(checkpoint)
+    if found.path.suffix == ".onnx":
+        raise CheckpointError(f"{checkpoint}: is an exported file. Name the bundle that it was made of.")
+    config: dict[str, Any] = found.config
+    return config
 
 
 def _best(run: Path) -> Path:
@@ -233,25 +284,41 @@ def _wer(checkpoint: Path) -> float:
     return float(found[1]) if found else math.inf
 
 
-def _load_folder(folder: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _open_folder(folder: Path) -> Checkpoint:
+    config, card = _own_decoder(_read_config(folder), folder), folder / CARD
 
-    config = _read_config(folder)
-    if isinstance(config, dict):
-        config = {**config, "decoder": resolve_paths(config.get("decoder"), folder)}
+    def weights() -> dict[str, Any]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(folder / WEIGHTS)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{folder / WEIGHTS}: cannot be read ({error}).") from None
+
+    text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
+    return Checkpoint(folder, config, folder / "tokenizer", text, weights_header(folder / WEIGHTS)[0], weights)
+
+
+def weights_header(path: Path) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """What a safetensors file says of itself, and the shapes of its tensors; nothing if it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        weights = load_file(folder / "model.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / 'model.safetensors'}: cannot be read ({error}).") from None
-    return _assemble(config, folder / "tokenizer", weights, decoder, folder)
+        with safe_open(path, "numpy") as file:
+            return file.metadata() or {}, {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return {}, {}
 
 
 def _read_config(folder: Path) -> Any:
+    path = folder / "config.yaml"
     try:
-        return yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / 'config.yaml'}: not valid YAML ({error}).") from None
+        config = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid YAML ({error}).") from None
+    check_amount(config, path)
+    return config
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -279,13 +346,11 @@ def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
 
 
-def _load_ckpt(path: Path, decoder: Mapping[str, Any] | None) -> Pipeline:
+def _open_ckpt(path: Path) -> Checkpoint:
     state = read_checkpoint(path)
     recognizer = state["recognizer"]
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in recognizer["tokenizer"].items():
-            (Path(folder) / Path(name).name).write_bytes(content)
-        return _assemble(recognizer["config"], Path(folder), model_weights(state), decoder, path)
+    tokenizer, written = recognizer["tokenizer"], recognizer.get("versions", {})
+    return Checkpoint(path, recognizer["config"], tokenizer, "", written, lambda: model_weights(state))
 
 
 def describe(pipeline: Pipeline, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,55 +358,47 @@ def describe(pipeline: Pipeline, config: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         pipeline.tokenizer.save(Path(folder))
         files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
-    return {"config": pipeline_config(config), "tokenizer": files}
+    return {"config": pipeline_config(config), "tokenizer": files, "versions": versions()}
 
 
-def _assemble(
-    config: Any, tokenizer_folder: Path, weights: Mapping, decoder: Mapping[str, Any] | None, source: Path
-) -> Pipeline:
-    check_config(config, source)
-    tokenizer_class = _class(config["tokenizer"]["_target_"])
-    tokenizer = tokenizer_class.load(tokenizer_folder)
-    pipeline = build({**config, "decoder": decoder or config["decoder"]}, tokenizer=tokenizer)
+def _build(config: Mapping[str, Any], tokenizer: Any, weights: Any, source: Path) -> Pipeline:
+    """Build the pipeline of weights or of an exported model, and see that they are of one recognizer."""
+    try:
+        if isinstance(weights, OnnxModel):
+            if weights.labels != len(tokenizer):
+                raise CheckpointError(f"{source}: has {weights.labels} labels, but its tokenizer {len(tokenizer)}.")
+            return build(config, tokenizer=tokenizer, model=weights)
+        _check_encoder(config, weights, source)
+        pipeline = build(config, tokenizer=tokenizer)
+    except (TypeError, ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
+        raise CheckpointError(f"{source}: its config makes no recognizer ({type(error).__name__}: {error}).") from error
     try:
         pipeline.model.load_state_dict(dict(weights))
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{source}: its weights do not fit its own config. {str(error).splitlines()[-1].strip()}"
-        ) from None
+        raise _misfit(source, str(error).splitlines()[-1].strip()) from None
+    pipeline.model.eval().requires_grad_(False)
     return pipeline
 
 
-def check_config(config: Any, source: Path) -> None:
-    """Refuse a config that lacks a stage, or names a class that no installed config of that stage names.
+def _check_encoder(config: Mapping[str, Any], weights: Mapping[str, Any], source: Path) -> None:
+    """Compare the encoder's shapes before it is built: a config may ask for more memory than there is."""
+    import torch
 
-    Raises:
-        CheckpointError: see above.
-    """
-    if not isinstance(config, dict) or any(not isinstance(config.get(stage), dict) for stage in STAGES):
-        raise CheckpointError(f"{source}: its config lacks one of the stages {', '.join(STAGES)}.")
-    if not isinstance(config.get("normalization"), str):
-        raise CheckpointError(f"{source}: its config lacks the key 'normalization'.")
-    if config.get("format", 0) > FORMAT:
-        raise CheckpointError(f"{source}: written by a newer version of the toolkit. Upgrade to load it.")
-    for stage in STAGES:
-        target = config[stage].get("_target_")
-        if not isinstance(target, str) or target not in allowed_targets(stage):
-            raise CheckpointError(
-                f"{source}: refuses to load '{target}' as {stage}: no installed config names it. "
-                "If it comes from a plugin, install that package first."
-            )
-        if _is_active({k: v for k, v in config[stage].items() if k != "_target_"}):
-            raise CheckpointError(f"{source}: refuses a config with a '_target_' or an interpolation inside '{stage}'.")
+    dim = instantiate(config["featurizer"], "featurizer").dim
+    try:
+        with torch.device("meta"):
+            expected = instantiate(config["encoder"], "encoder", input_dim=dim).state_dict()
+    except RuntimeError:  # it computes with what it holds
+        return
+    for name, value in expected.items():
+        found = getattr(weights.get(f"encoder.{name}"), "shape", None)
+        if found != value.shape:
+            have = "is missing" if found is None else f"has the shape {tuple(found)}"
+            raise _misfit(source, f"encoder.{name} {have}, not {tuple(value.shape)}.")
 
 
-def _is_active(value: Any) -> bool:
-    """Whether a value holds a key that Hydra acts on, or an interpolation that could read the environment."""
-    if isinstance(value, str):
-        return "${" in value
-    if isinstance(value, dict):
-        return any(str(k).startswith("_") or _is_active(v) for k, v in value.items())
-    return isinstance(value, list) and any(_is_active(v) for v in value)
+def _misfit(source: Path, detail: str) -> CheckpointError:
+    return CheckpointError(f"{source}: its weights do not fit its own config. {detail}")
 
 
 def _class(target: str) -> Any:

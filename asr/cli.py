@@ -15,6 +15,8 @@ COMMANDS = {
     "evaluate": "score a recognizer on a manifest",
     "transcribe": "audio files to text",
     "align": "the words of transcripts to their times",
+    "export": "a recognizer to one ONNX file",
+    "info": "what a recognizer is",
     "average": "the mean weights of several checkpoints",
     "tune_decoder": "search a decoder's options",
     "label_prior": "how often a recognizer emits each label",
@@ -42,7 +44,7 @@ NULLABLE = dict.fromkeys(("threads", "max_steps", "channel", "utterances", "free
 """The types of keys whose default is null."""
 LEAST = {
     "epochs": 1, "max_steps": 1, "threads": 1, "channel": 0, "utterances": 1, "blocks": 1, "steps": 1, "rounds": 1,
-    "worst": 0, "fresh_utterances": 0, "last": 2, "freeze_epochs": 1,
+    "worst": 0, "fresh_utterances": 0, "last": 2, "freeze_epochs": 1, "pocketsphinx": 0,
 }  # fmt: skip
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
@@ -76,6 +78,8 @@ def run(command: str, arguments: list[str] | None = None) -> None:
     try:
         if command == "plugins":
             _run_plugins(arguments)
+        elif command == "info":
+            _run_info(arguments)
         else:
             _run_hydra(command, arguments)
     except AsrError as error:
@@ -95,6 +99,18 @@ def _run_plugins(arguments: list[str]) -> None:
         from asr.commands import list_plugins
 
         list_plugins()
+
+
+def _run_info(arguments: list[str]) -> None:
+    usage = "usage: asr info CHECKPOINT\na run's folder, a bundle (folder, zip or hf://user/name), a .ckpt or an .onnx"
+    if "-h" in arguments or "--help" in arguments:
+        print(usage)
+    elif len(arguments) != 1:
+        raise ConfigError(f"Which recognizer? Name one.\n{usage}")
+    else:
+        from asr.commands import info
+
+        info(arguments[0].removeprefix("checkpoint="))
 
 
 def _run_hydra(command: str, arguments: list[str]) -> None:

@@ -9,14 +9,16 @@ import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import track
+from typing import TYPE_CHECKING, Any
 
 from asr import plugins
 from asr.data.audio import AUDIO_SUFFIXES
 from asr.errors import AsrError, ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from asr.recognizer import Recognizer
 
 
 def train(config: dict[str, Any]) -> None:
@@ -50,17 +52,19 @@ def prepare(config: dict[str, Any]) -> None:
 
 def evaluate(config: dict[str, Any]) -> None:
     """Score a recognizer on a manifest; write hypotheses, counts and aligned errors."""
-    _set_threads(config["threads"])
     from asr.evaluation.decode import evaluate_manifest
     from asr.evaluation.files import check_folder, read_results, write_results
     from asr.evaluation.report import print_evaluation, summarize
-    from asr.recognizer import load
 
     manifest = Path(config["manifest"])
     checkpoint = Path(config["checkpoint"])
-    out = Path(config["out"]) if config["out"] else results_folder(checkpoint, manifest, config["decoder"])
+    out = (
+        Path(config["out"])
+        if config["out"]
+        else results_folder(checkpoint, manifest, config["decoder"], config["engine"])
+    )
     other = read_results(config["compare"]) if config["compare"] else None
-    recognizer = load(checkpoint, config["device"], config["decoder"], config["batch_seconds"], config["channel"])
+    recognizer = _load(config)
     check_folder(out, config["overwrite"] or not config["out"])
     results, seconds = evaluate_manifest(recognizer, manifest)
     groups = [config["group_by"]] if isinstance(config["group_by"], str) else config["group_by"] or ()
@@ -71,17 +75,20 @@ def evaluate(config: dict[str, Any]) -> None:
         "manifest": str(manifest.resolve()),
         "checkpoint": str(checkpoint.resolve()),
         "decoder": config["decoder"],
+        "engine": config["engine"],
     }
     write_results(out, results, evaluation.as_dict() | summary, overwrite=True)
     print(f"results: {out}")
 
 
-def results_folder(checkpoint: Path, manifest: Path, decoder: dict[str, Any] | None = None) -> Path:
+def results_folder(
+    checkpoint: Path, manifest: Path, decoder: dict[str, Any] | None = None, engine: str = "auto"
+) -> Path:
     """Where an evaluation's results go when no `out` is given: to the run, and never over another evaluation's.
 
     Returns:
         `RUN/evaluation/<manifest>`, for a bundle outside a run `evaluation/<bundle>/<manifest>` below the current
-        directory; with `-2`, `-3`, … where other results lie there: of another manifest, checkpoint or decoder.
+        directory; with `-2`, `-3`, … where other results lie there: of another manifest, checkpoint, decoder or engine.
     """
     from asr.evaluation.files import FILES, SUMMARY
 
@@ -98,6 +105,7 @@ def results_folder(checkpoint: Path, manifest: Path, decoder: dict[str, Any] | N
             # a training's own evaluation names no checkpoint: it is of the run's bundle
             evaluated = Path(summary.get("checkpoint", run or ""))
             same = Path(summary["manifest"]).resolve() == manifest.resolve() and summary.get("decoder") == decoder
+            same = same and summary.get("engine", "auto") == engine
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         return same and _bundle_of(evaluated.resolve()) == _bundle_of(path)
@@ -119,8 +127,6 @@ def transcribe(config: dict[str, Any], files: list[str] | None = None) -> None:
     """Transcribe files and folders; go on when one is broken, and exit with status 1 at the end."""
     if not files:
         raise ConfigError("Which audio? Name files or folders: transcribe checkpoint=… a.wav talks/")
-    _set_threads(config["threads"])
-    from asr.recognizer import load
     from asr.types import Utterance
     from asr.writers import writer
 
@@ -134,9 +140,7 @@ def transcribe(config: dict[str, Any], files: list[str] | None = None) -> None:
     for path in empty:
         print(f"error: {path}: the folder holds no audio files {looked_for}.", file=sys.stderr)
     failed = len(empty)
-    recognizer = load(
-        config["checkpoint"], config["device"], config["decoder"], config["batch_seconds"], config["channel"]
-    )
+    recognizer = _load(config)
     waiting: dict[int, Any] = {}
     following = 0
     for index, result in recognizer.transcribe_each(utterances):
@@ -153,6 +157,15 @@ def transcribe(config: dict[str, Any], files: list[str] | None = None) -> None:
         what = f"{len(utterances) + len(empty)} files{' and folders' if empty else ''}"
         print(f"error: {failed} of {what} could not be transcribed.", file=sys.stderr)
         raise SystemExit(1)
+
+
+def _load(config: dict[str, Any]) -> Recognizer:
+    from asr.recognizer import load
+
+    return load(
+        config["checkpoint"], config["device"], config["decoder"], config["batch_seconds"], config["channel"],
+        config["engine"], config["threads"],
+    )  # fmt: skip
 
 
 def find_audio(paths: list[str]) -> Iterator[str]:
@@ -179,6 +192,8 @@ def align(config: dict[str, Any], files: list[str] | None = None) -> None:
         raise ConfigError("out: has to be given with a manifest: out=DIR")
     utterances = [recording(files or [], config["transcript"])] if manifest is None else list(manifest)
     _set_threads(config["threads"])
+    from rich.progress import track
+
     from asr.aligner import align_each
     from asr.recognizer import load
 
@@ -205,6 +220,25 @@ def align(config: dict[str, Any], files: list[str] | None = None) -> None:
     if failed := sum("error" in row for row in rows):
         print(f"error: {failed} of {len(utterances)} utterances could not be aligned.", file=sys.stderr)
         raise SystemExit(1)
+
+
+def export(config: dict[str, Any]) -> None:
+    """Write a recognizer as one ONNX file."""
+    from asr.bundle import load_config, open_checkpoint
+    from asr.export import export
+
+    out = export(config["checkpoint"], config["out"], config["quantize"], config["overwrite"])
+    print(f"exported: {out}  ({out.stat().st_size / 1e6:.1f} MB, compared with torch)")
+    if open_checkpoint(out).config["decoder"] != load_config(config["checkpoint"])["decoder"]:
+        print("note: the recognizer's own decoder reads files, which stay behind: the exported one decodes greedily.")
+
+
+def info(checkpoint: str) -> None:
+    """Print what a recognizer is."""
+    from asr.info import describe_checkpoint
+
+    for what, value in describe_checkpoint(checkpoint):
+        print(f"{what:<11} {value}")
 
 
 def average(config: dict[str, Any]) -> None:
@@ -319,6 +353,8 @@ def list_plugins() -> None:
 
 
 def _console() -> Console:
+    from rich.console import Console
+
     return Console(markup=False, emoji=False)  # names of files and plugins are printed as they are
 
 

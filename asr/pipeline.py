@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from asr.model import AcousticModel
 from asr.plugins import instantiate
 
 
@@ -18,8 +17,8 @@ class Pipeline:
     """Normalises transcripts, for training and scoring alike."""
     tokenizer: Any
     """Text ↔ label ids; id 0 is blank."""
-    model: AcousticModel
-    """Waveforms → log-probabilities."""
+    model: Any
+    """Waveforms → log-probabilities: an `AcousticModel`, or the `OnnxModel` of an exported file."""
     decoder: Any
     """Emissions → hypotheses."""
 
@@ -28,7 +27,9 @@ class Pipeline:
         return self.tokenizer.encode(self.text(transcript))
 
 
-def build(config: Mapping[str, Any], texts: Iterable[str] | None = None, tokenizer: Any = None) -> Pipeline:
+def build(
+    config: Mapping[str, Any], texts: Iterable[str] | None = None, tokenizer: Any = None, model: Any = None
+) -> Pipeline:
     """Build the stages that a config names; sizes flow forward from one stage to the next.
 
     Args:
@@ -36,6 +37,7 @@ def build(config: Mapping[str, Any], texts: Iterable[str] | None = None, tokeniz
             and `self_conditioning` if it has any.
         texts: transcripts that the tokenizer learns its labels from.
         tokenizer: one that has its labels already, such as a bundle's; then no texts are needed.
+        model: one that is there already, such as an exported one; then no featurizer and encoder are built.
 
     Raises:
         ConfigError: a component or option does not exist or does not fit.
@@ -44,9 +46,12 @@ def build(config: Mapping[str, Any], texts: Iterable[str] | None = None, tokeniz
     if tokenizer is None:
         tokenizer = instantiate(config["tokenizer"], "tokenizer")
         tokenizer.fit(map(text, texts or ()))
-    featurizer = instantiate(config["featurizer"], "featurizer")
-    encoder = instantiate(config["encoder"], "encoder", input_dim=featurizer.dim)
-    conditioning = config.get("self_conditioning") or ()
-    model = AcousticModel(featurizer, encoder, len(tokenizer), config["normalization"], conditioning)
+    if model is None:
+        from asr.model import AcousticModel  # loads torch
+
+        featurizer = instantiate(config["featurizer"], "featurizer")
+        encoder = instantiate(config["encoder"], "encoder", input_dim=featurizer.dim)
+        conditioning = config.get("self_conditioning") or ()
+        model = AcousticModel(featurizer, encoder, len(tokenizer), config["normalization"], conditioning)
     decoder = instantiate(config["decoder"], "decoder", tokenizer=tokenizer)
     return Pipeline(text, tokenizer, model, decoder)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from asr.bundle import load_pipeline
 from asr.data.audio import read_audio
-from asr.errors import AsrError, ConfigError
+from asr.engines import make_engine
+from asr.errors import AsrError
 from asr.pipeline import Pipeline
 from asr.types import Emissions, Hypothesis, Transcript, Utterance
 
@@ -25,14 +25,23 @@ class Recognizer:
         device: "auto" (CUDA if there is any), "cpu", "cuda", "cuda:1", …
         batch_seconds: the longest padded duration of what is recognized together.
         channel: of the audio files, from 0; `None` averages them.
+        engine: what runs the model: "auto", "torch", "bf16", "onnx" or "int8"; see `asr.engines`.
+        threads: of the engine on a CPU; `None`: as many as there are processors.
     """
 
     def __init__(
-        self, pipeline: Pipeline, device: str = "auto", batch_seconds: float = 120.0, channel: int | None = None
+        self,
+        pipeline: Pipeline,
+        device: str = "auto",
+        batch_seconds: float = 120.0,
+        channel: int | None = None,
+        engine: str = "auto",
+        threads: int | None = None,
     ):
         self.pipeline = pipeline
-        self.device = choose_device(device)
-        self.model = pipeline.model.to(self.device).eval()
+        self.engine = make_engine(pipeline.model, engine, device, threads)
+        self.model: Any = self.engine.model
+        self.device = self.engine.device
         self.batch_seconds, self.channel = batch_seconds, channel
 
     @property
@@ -84,16 +93,15 @@ class Recognizer:
         """Decode a batch of (N,) float32 waveforms at `sample_rate`: the n-best list of each."""
         emissions = self.emissions(waveforms)
         decoder = self.pipeline.decoder
-        return decoder(emissions if getattr(decoder, "device", False) else emissions.numpy())
+        return decoder(emissions.tensors() if getattr(decoder, "device", False) else emissions.numpy())
 
-    @torch.inference_mode()
     def emissions(self, waveforms: Sequence[np.ndarray]) -> Emissions:
-        """The log-probabilities of a batch of (N,) float32 waveforms at `sample_rate`, on the device."""
-        lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)
-        rows = [torch.from_numpy(np.ascontiguousarray(waveform)) for waveform in waveforms]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        log_probs, lengths = self.model(padded.to(self.device), lengths)
-        return Emissions(log_probs, lengths, self.model.frame_seconds)
+        """The log-probabilities of a batch of (N,) float32 waveforms at `sample_rate`.
+
+        Returns:
+            torch tensors on the device, or NumPy arrays where ONNX Runtime is the engine.
+        """
+        return self.engine(waveforms)
 
     def _read(self, utterances: Iterable[Utterance]) -> Iterator[tuple[int, Utterance, np.ndarray | AsrError]]:
         def read(item: tuple[int, Utterance]) -> tuple[int, Utterance, np.ndarray | AsrError]:
@@ -119,36 +127,21 @@ def load(
     decoder: Mapping[str, Any] | None = None,
     batch_seconds: float = 120.0,
     channel: int | None = None,
+    engine: str = "auto",
+    threads: int | None = None,
 ) -> Recognizer:
     """Load a trained recognizer.
 
     Args:
-        checkpoint: a bundle, a run's folder, or a `.ckpt` file.
+        checkpoint: a bundle's folder or zip, a run's folder, a `.ckpt`, an exported `.onnx`, or `hf://user/name`.
         device: "auto", "cpu", "cuda", …
         decoder: a decoder's config, instead of the bundle's own.
-        batch_seconds, channel: as in `Recognizer`.
+        batch_seconds, channel, engine, threads: as in `Recognizer`.
 
     Raises:
         CheckpointError: there is none, or it cannot be used.
     """
-    return Recognizer(load_pipeline(checkpoint, decoder), device, batch_seconds, channel)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes CUDA if there is any."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device={name}: must be auto, cpu, or cuda (cuda:1 for the second one).")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={name}: there is no CUDA device here. Use device=cpu or device=auto.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={name}: there are only {torch.cuda.device_count()} CUDA devices, counted from 0.")
-    return device
+    return Recognizer(load_pipeline(checkpoint, decoder), device, batch_seconds, channel, engine, threads)
 
 
 def _chunks(items: Iterable[tuple], samples: float) -> Iterator[list[tuple]]:

@@ -83,6 +83,12 @@ class Emissions:
         arrays = (x.cpu().numpy() if hasattr(x, "cpu") else x for x in (self.log_probs, self.lengths))
         return Emissions(*arrays, self.frame_seconds)  # type: ignore[arg-type, call-arg]
 
+    def tensors(self) -> Emissions:
+        """The same emissions as tensors, on the device where they are."""
+        import torch
+
+        return Emissions(torch.as_tensor(self.log_probs), torch.as_tensor(self.lengths), self.frame_seconds)
+
 
 @dataclass(frozen=True)
 class Word:

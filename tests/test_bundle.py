@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from asr.bundle import STAGES, describe, load_pipeline, pipeline_config, save_bundle
-from asr.errors import CheckpointError, ConfigError
+from asr.errors import AsrError, CheckpointError, ConfigError
+from asr.info import describe_checkpoint
 from asr.pipeline import Pipeline, build
 from asr.types import Emissions
 
@@ -37,6 +39,27 @@ def trained(tokenizer="characters") -> tuple[Pipeline, dict]:
     pipeline.model.normalization.set_statistics(torch.full((20,), -5.0), torch.full((20,), 2.0))
     pipeline.model.eval()
     return pipeline, pipeline_config(config | {"epochs": 3})
+
+
+def test_info(bundle, tmp_path):
+    (bundle / "README.md").write_text("---\nlicense: mit\nlanguage: [en, de]\n---\n# \x1b[31mred\n\n- test: WER 9 %\n")
+    rows = dict(describe_checkpoint(bundle))
+    assert rows["licence"] == "mit" and rows["language"] == "en, de" and rows["scores"] == "test: WER 9 %"
+    assert rows["name"] == " [31mred", "a card cannot steer the terminal"
+    assert rows["labels"].startswith("11: <blank>   E F H") and "Blstm on LogMel" in rows["model"]
+    assert rows["data"] == "unknown" and rows["versions"].startswith("asr-pipeline ")
+    other = dict(describe_checkpoint(write_ckpt(tmp_path / "a.ckpt")))
+    assert (other["model"], other["labels"], other["licence"]) == (rows["model"], rows["labels"], "unknown")
+    (bundle / "README.md").write_text("---\n[\n---\n")
+    assert dict(describe_checkpoint(bundle))["licence"] == "unknown"
+    edit(bundle, lambda c: c["decoder"].update(_target_="os.system"))
+    with pytest.raises(CheckpointError, match=r"refuses to load 'os\.system' as decoder"):
+        describe_checkpoint(bundle)
+
+
+class Malice:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
 
 
 @pytest.fixture
@@ -193,6 +216,108 @@ def test_missing_stage(bundle, stage):
         load_pipeline(bundle)
 
 
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(10 * [f'*{below}'])}]\n" for below, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize("content", [BOMB, "text: &a [*a]\n", "text: " + 60 * "[" + 60 * "]" + "\n"])
+def test_refuses_yaml_that_never_ends(bundle, content):
+    (bundle / "config.yaml").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.yaml: refuses a config of so many values"):
+        load_pipeline(bundle)
+
+
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("encoder", {"width": 10**9}),
+        ("encoder", {"width": 10**6, "layers": 100}),
+        ("encoder", {"subsampling": ["conv"]}),
+        ("encoder", {"channels": -1}),
+        ("featurizer", {"bands": 10**13}),
+        ("featurizer", {"hop_ms": 1e300}),
+        ("text", {"keep": 3}),
+    ],
+)
+def test_refuses_options_that_make_no_recognizer(bundle, stage, options):
+    """Whatever they are, and before the memory is asked for."""
+    edit(bundle, lambda c: c[stage].update(options))
+    with pytest.raises((CheckpointError, ConfigError)):
+        load_pipeline(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: weights.pop("head.bias"),
+        lambda weights: weights.update({"head.weight": weights["head.weight"].T.contiguous()}),
+        lambda weights: weights.update({"extra": weights["head.bias"].clone()}),
+        lambda weights: weights.pop("encoder.layers.0.weight_hh_l0"),
+        lambda weights: weights.update({"encoder.norms.0.weight": weights["encoder.norms.0.weight"][:3].clone()}),
+    ],
+)
+def test_refuses_missing_extra_and_misshapen_tensors(bundle, change):
+    weights = load_file(bundle / "model.safetensors")
+    change(weights)
+    save_file(weights, bundle / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"its weights do not fit its own config\. .*(head|extra|encoder\.)"):
+        load_pipeline(bundle)
+
+
+def test_refuses_a_pickle_as_weights(bundle, monkeypatch):
+    monkeypatch.chdir(bundle)
+    torch.save({"head.weight": Malice()}, bundle / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+        load_pipeline(bundle)
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("bundle:../../words.txt", "lies outside the bundle"),
+        ("bundle:/etc/passwd", "lies outside the bundle"),
+        ("/etc/passwd", "lies outside the bundle"),
+        ("bundle:lm/none.txt", "is missing"),
+        ("bundle:lm/evil.npy", "evil"),
+        ("bundle:lm/evil", "evil"),
+    ],
+)
+@pytest.mark.parametrize("key", ["lexicon", "lm", "hotwords"])
+def test_refuses_files_outside_and_pickles_inside(bundle, monkeypatch, key, value, says):
+    monkeypatch.chdir(bundle)
+    (bundle / "lm" / "evil").mkdir(parents=True)
+    for path in ("lm/evil.npy", "lm/evil/words.npy", "lm/evil/first.npy"):
+        np.save(bundle / path, np.array([Malice()], object), allow_pickle=True)
+    header = {"kind": "ngram", "format": 1, "order": 1, "counts": [3], "unit": "words", "metadata": {}}
+    (bundle / "lm" / "evil" / "lm.yaml").write_text(yaml.safe_dump(header))
+    edit(bundle, lambda c: c.update(decoder={"_target_": "asr.decoders.Beam", key: value}))
+    with pytest.raises(AsrError, match=says):
+        load_pipeline(bundle)
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "tokenizer.json").write_text("[]"),
+        lambda folder: (folder / "tokenizer.json").write_text('{"labels": ["<blank>", {"a": 1}]}'),
+        lambda folder: (folder / "tokenizer.json").write_text("[" * 100_000),
+        lambda folder: (folder / "sentencepiece.model").write_bytes(b"\x80\x04cos\nsystem\n(S'touch owned'\ntR."),
+        lambda folder: (folder / "sentencepiece.model").write_bytes(b"\n\xff\xff\xff\xff\x7f"),
+    ],
+)
+def test_refuses_tokenizers_that_are_none(tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    pipeline, config = trained("sentencepiece")
+    save_bundle(tmp_path / "bundle", pipeline, config, "")
+    change(tmp_path / "bundle" / "tokenizer")
+    with pytest.raises(CheckpointError, match=r"(tokenizer\.json|sentencepiece\.model): damaged"):
+        load_pipeline(tmp_path / "bundle")
+    assert not Path("owned").exists()
+
+
 @pytest.mark.parametrize("content", ["", "- a\n", "text: [\n", "\xff"])
 def test_damaged_config(bundle, content):
     (bundle / "config.yaml").write_bytes(content.encode("latin-1"))
@@ -240,11 +365,6 @@ def test_not_there(bundle):
     (bundle.parent / "new" / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="no bundle and no checkpoint yet"):
         load_pipeline(bundle.parent / "new")
-
-
-class Malice:
-    def __reduce__(self):
-        return os.system, ("touch owned",)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture) -> None:
         ("label_prior", "usage: asr label_prior checkpoint=RUN manifest=TRAIN.jsonl", "out: ???"),
         ("train_lm", "usage: asr train_lm train=FILE out=DIR", "lm: which kind"),
         ("evaluate_lm", "usage: asr evaluate_lm model=DIR_OR_ARPA test=FILE", "text: how the text is normalized"),
+        ("export", "usage: asr export checkpoint=RUN out=FILE.onnx", "quantize: none"),
         ("prepare", "usage: asr prepare corpus=NAME corpus.root=DIR out=DIR", "corpus: which one"),
         ("benchmark", "usage: asr benchmark training|transcription", "encoder: blstm, conformer, "),
     ],
@@ -165,7 +166,7 @@ def test_help_of_a_command(command: str, usage: str, choices: str, capsys: pytes
     assert stopped.value.code == 0
     assert usage in out
     assert choices in out
-    assert "threads: null" in out or command == "prepare"
+    assert "threads: null" in out or command in ("prepare", "export")
     assert ("optimizer" in out) == (command in ("train", "benchmark"))
     assert "powered by Hydra" not in out
 
@@ -176,6 +177,15 @@ def test_plugins(capsys: pytest.CaptureFixture, refused: Callable[..., str]) -> 
     assert "'xyz': plugins takes no options" in refused("plugins", "xyz")
     run("plugins", [])
     assert "asr.encoders.Blstm" in capsys.readouterr().out
+
+
+def test_info(capsys: pytest.CaptureFixture, refused: Callable[..., str]) -> None:
+    run("info", ["--help"])
+    assert capsys.readouterr().out.startswith("usage: asr info CHECKPOINT\n")
+    for words in ([], ["a", "b"]):
+        assert "Which recognizer? Name one." in refused("info", *words)
+    for word in ("nowhere", "checkpoint=nowhere"):
+        assert "checkpoint=nowhere: no recognizer there" in refused("info", word)
 
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +230,9 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture, monkeypatc
         ("evaluate", "checkpoint=x", ["manifest: has to be given: manifest=…"]),
         ("transcribe", "a.wav", ["checkpoint: has to be given: checkpoint=…"]),
         ("transcribe", "checkpoint=x", ["Which audio?"]),
+        ("export", "checkpoint=x", ["out: has to be given: out=…"]),
+        ("export", "out=x", ["checkpoint: has to be given: checkpoint=…"]),
+        ("transcribe", "engin=onnx", ["engin: there is no such option", "Did you mean engine?"]),
         ("prepare", "corpus=an4", ["out: has to be given: out=…"]),
         ("average", "checkpoints=[a,b]", ["out: has to be given: out=…"]),
         ("prepare", "out=x", ["corpus: which one?", "an4"]),
@@ -324,7 +337,7 @@ def test_a_checkpoint_that_is_none(refused: Callable[..., str], tmp_path: Path) 
     (bundle / "config.yaml").write_text("a: [")
     assert "config.yaml: not valid YAML" in refused("transcribe", "checkpoint=bundle", "a.wav")
     (bundle / "config.yaml").write_text("encoder: 3\n")
-    assert "model.safetensors: cannot be read" in refused("transcribe", "checkpoint=bundle", "a.wav")
+    assert "its config lacks one of the stages" in refused("transcribe", "checkpoint=bundle", "a.wav")
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import torch
 
 import asr
 from asr.bundle import pipeline_config, save_bundle
+from asr.engines import choose_device
 from asr.errors import AudioError, CheckpointError, ConfigError
 from asr.pipeline import Pipeline, build
-from asr.recognizer import Recognizer, choose_device
+from asr.recognizer import Recognizer
 from asr.types import Transcript, Utterance
 
 CONFIG = {

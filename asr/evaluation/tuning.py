@@ -16,7 +16,7 @@ import yaml
 from rich.progress import Progress
 from rich.table import Table
 
-from asr.bundle import map_options, names_file
+from asr.configs import map_options, names_file
 from asr.data.index import ManifestIndex
 from asr.errors import AsrError, ConfigError, DataError
 from asr.evaluation.counts import ErrorCounts, count_characters, count_words
@@ -104,8 +104,8 @@ def load_speech(recognizer: Recognizer, manifest: str | Path, cache: Path) -> Sp
     references = [recognizer.pipeline.text(utterance.text or "") for utterance in utterances]
     key = hashlib.sha256(Path(manifest).read_bytes())
     key.update(repr((Path(manifest).resolve(), recognizer.channel, recognizer.sample_rate)).encode())
-    for weights in recognizer.model.state_dict().values():
-        key.update(weights.cpu().numpy().tobytes())
+    for weights in recognizer.engine.weights():
+        key.update(weights)
     header, content = cache / "emissions.json", cache / "emissions.npy"
     if not header.is_file() or json.loads(header.read_text())["key"] != key.hexdigest():
         found: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(utterances)

@@ -109,7 +109,7 @@ class Tokenizer(ABC):
             labels, tokenizer = content["labels"], cls(unknown=content.get("unknown", "error"))
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file: the tokenizer is missing. Copy the whole folder.") from None
-        except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
             raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error}). Fetch it again.") from None
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise CheckpointError(f"{path}: damaged: 'labels' must be a list of strings. Fetch it again.")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asr.bundle import flatten, load_config, load_pipeline, read_checkpoint
+from asr.bundle import load_config, load_pipeline, read_checkpoint
+from asr.configs import flatten
 from asr.errors import CheckpointError, ConfigError
 from asr.pipeline import Pipeline
 

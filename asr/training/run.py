@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from asr.bundle import check_config, describe, flatten, load_pipeline, pipeline_config, read_checkpoint
+from asr.bundle import describe, load_pipeline, pipeline_config, read_checkpoint
+from asr.configs import check_config, flatten
 from asr.data.module import TOO_SHORT, Fit, SpeechData
 from asr.errors import CheckpointError, ConfigError
 from asr.pipeline import Pipeline, build

@@ -15,7 +15,8 @@ from hydra.utils import get_class
 from torch import nn
 from torch.optim import Optimizer
 
-from asr.bundle import flatten, load_config, load_pipeline
+from asr.bundle import load_config, load_pipeline
+from asr.configs import flatten
 from asr.errors import CheckpointError, ConfigError, near_matches
 from asr.pipeline import Pipeline
 from asr.plugins import components
