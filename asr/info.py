@@ -41,7 +41,7 @@ def describe_checkpoint(checkpoint: str | Path) -> list[tuple[str, str]]:
         ("decoder", " ".join([stages["decoder"], *options])),
         ("language", ", ".join(map(str, _list(front.get("language"))))),
         ("licence", str(front.get("license", ""))),
-        ("versions", ", ".join(f"{k} {v}" for k, v in found.versions.items() if k != "format")),
+        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(found.versions.items()) if k != "format")),
     ]
     # a stranger's text must not steer the terminal
     return [(what, "".join(c if c.isprintable() else " " for c in value) or "unknown") for what, value in rows]

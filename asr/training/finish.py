@@ -20,6 +20,7 @@ from asr.evaluation.files import write_results
 from asr.evaluation.report import Evaluation, print_evaluation, summarize
 from asr.pipeline import Pipeline
 from asr.recognizer import load
+from asr.training.card import card
 
 
 def finish(
@@ -40,17 +41,17 @@ def finish(
     pipeline.model.load_state_dict(model_weights(checkpoint))
     bundle = run / "bundle"
     save_bundle(bundle, pipeline, pipeline_config(config), "")
-    lines = []
+    scores = {}
     scored = {"validation": str(run / "validation.jsonl")} if data.validation is not None else {}
     scored |= data.tests
     for name, manifest in scored.items():
         evaluation = score(bundle, manifest, run / "evaluation" / name, config)
         console.print(f"\n{name}  {manifest}", markup=False, soft_wrap=True)
         print_evaluation(evaluation, console)
-        lines += [f"- {name} ({evaluation.total.duration / 3600:.2f} h): {line}" for line in evaluation.lines()[:2]]
+        scores[name] = evaluation
     averaged = ", a moving average" if "current_model_state" in checkpoint else ""
-    lines.append(f"- weights: of step {checkpoint['global_step']:,}{averaged}")
-    save_bundle(bundle, pipeline, pipeline_config(config), card(config, data, lines, seconds))
+    weights = f"of step {checkpoint['global_step']:,}{averaged}"
+    save_bundle(bundle, pipeline, pipeline_config(config), card(config, data, scores, weights, seconds))
     console.print(f"\nrecognizer  {bundle}  (training took {seconds / 60:.1f} min)", markup=False, soft_wrap=True)
     _show_next(bundle, list(scored.values())[-1] if scored else None, config["transcribe_example"], console)
 
@@ -62,29 +63,6 @@ def score(bundle: Path, manifest: str | Path, out: Path, config: Mapping[str, An
     summary = evaluation.as_dict() | {"manifest": str(Path(manifest).resolve()), "command": shlex.join(sys.argv)}
     write_results(out, results, summary, overwrite=True)
     return evaluation
-
-
-def card(config: Mapping[str, Any], data: SpeechData, scores: list[str], seconds: float) -> str:
-    """The bundle's README.md, with the metadata that model hubs read."""
-    hours = data.train_seconds.sum() / 3600
-    languages = sorted({lang for u in (data.train[int(k)] for k in data.train_indices[:1000]) if (lang := u.lang)})
-    front = "---\nlibrary_name: asr-pipeline\npipeline_tag: automatic-speech-recognition\n"
-    front += "".join(f"language: {lang}\n" for lang in languages[:1]) + "---\n"
-    return front + "\n".join(
-        [
-            f"# {config['name']}",
-            "",
-            f"Trained on {len(data.train_indices):,} utterances ({hours:.2f} h) in {seconds / 60:.1f} minutes, "
-            f"seed {config['seed']}.",
-            "",
-            *scores,
-            "",
-            f"Command: `{shlex.join(sys.argv)}`",
-            "",
-            'Use: `scripts/transcribe.py checkpoint=FOLDER a.wav`, or `asr.load("FOLDER").transcribe("a.wav")`.',
-            "",
-        ]
-    )
 
 
 def _show_next(bundle: Path, manifest: str | None, transcribe: bool, console: Console) -> None:

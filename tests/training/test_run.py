@@ -36,8 +36,33 @@ def difference(first: Path, second: Path) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
+def check_card(bundle: Path, wer: float) -> None:
+    """What the Hub reads of it, and `asr info`."""
+    from huggingface_hub import ModelCard
+
+    from asr.info import describe_checkpoint
+
+    card = ModelCard.load(bundle / "README.md")
+    assert card.data.library_name == "asr-pipeline" and card.data.pipeline_tag == "automatic-speech-recognition"
+    assert card.data.license == "cc-by-4.0" and card.data.metrics == ["wer", "cer"] and "blstm" in card.data.tags
+    results = {(r.metric_type, r.dataset_split): r.metric_value for r in card.data.eval_results}
+    assert results[("wer", "validation")] == round(100 * wer, 2) and ("cer", "validation") in results
+    rows = describe_checkpoint(bundle)
+    found = dict(rows)
+    assert found["licence"] == "cc-by-4.0" and found["data"].startswith("Trained on ")
+    assert found["name"] == card.data.model_name and f"torch {torch.__version__.split('+')[0]}" in found["versions"]
+    assert [value.split(": ")[1][:3] for what, value in rows if what == "scores"] == ["WER", "CER"]
+    assert (
+        "Blstm on LogMel" in found["model"]
+        and "M parameters" in found["model"]
+        and found["decoder"].startswith("Greedy")
+    )
+
+
 def test_from_manifest_to_transcript(train, tones):
-    run = train("run", "epochs=25", "optimizer.lr=0.01", "data.batch_seconds=10", "encoder.dropout=0.1")
+    run = train(
+        "run", "license=cc-by-4.0", "epochs=25", "optimizer.lr=0.01", "data.batch_seconds=10", "encoder.dropout=0.1"
+    )
     summary = json.loads((run / "evaluation" / "validation" / "summary.json").read_text())
     assert summary["wer"]["rate"] <= 0.05, summary["wer"]
     results = [json.loads(line) for line in (run / "evaluation/validation/results.jsonl").open()]
@@ -54,7 +79,7 @@ def test_from_manifest_to_transcript(train, tones):
     for k, word in enumerate(transcript.words):
         assert 0.05 + 0.4 * k < word.start < 0.55 + 0.4 * k
     assert transcript.duration == pytest.approx(soundfile.info(audio).duration)
-    assert "WER" in (run / "bundle" / "README.md").read_text()
+    check_card(run / "bundle", summary["wer"]["rate"])
     assert json.loads((run / "run.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
