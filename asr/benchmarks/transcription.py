@@ -1,4 +1,7 @@
-"""Transcription speed: files to text, beside the acoustic model alone on the features of the same batches."""
+"""Transcription speed: files to text, beside the acoustic model alone on the features of the same batches.
+
+Then, if any are named, the engines side by side.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 import torch
 
+from asr.benchmarks.engines import RATIO, compare_engines
 from asr.benchmarks.noise import write_noise
 from asr.benchmarks.report import Measurement, machine, peak_memory, synchronize
 from asr.data.index import ManifestIndex
@@ -33,7 +37,10 @@ def transcription(config: Mapping[str, Any], folder: Path) -> tuple[list[Measure
     """
     torch.set_num_threads(config["threads"] or 1)
     utterances, source = _utterances(config, folder)
-    recognizer = _recognizer(config, utterances)
+    recognizer = _recognizer(config, utterances, "auto")
+    if not isinstance(recognizer.model, torch.nn.Module):
+        raise ConfigError(f"checkpoint={config['checkpoint']}: is exported: name the bundle that it was made of.")
+    others = {name: _recognizer(config, utterances, name) for name in _engines(config)}
     seconds = sum(t.duration for t in _transcribe(recognizer, utterances))  # warms up, too
     single = [_features(recognizer, [utterance]) for utterance in utterances]
     batches = _features(recognizer, utterances)
@@ -56,12 +63,14 @@ def transcription(config: Mapping[str, Any], folder: Path) -> tuple[list[Measure
         measured += [
             Measurement(name, f"{what}: real-time factor", ours, "s / s of audio"),
             Measurement(f"{name}_model", "  acoustic model alone", model, "s / s of audio"),
-            Measurement(f"{name}_ratio", "  ratio", ratio, ""),
+            Measurement(f"{name}_ratio", "  ratio", ratio, "", RATIO if name == "batch" else None),
             Measurement(f"{name}_speed", "  speed", 1 / ours, "h of audio / h"),
         ]
     latency = 1000 * statistics.median(times["single"]) / len(utterances)
     measured.append(Measurement("latency", "one file, mean", latency, "ms"))
     measured.append(Measurement("memory", "peak memory", peak_memory(recognizer.device), "MiB"))
+    if others:
+        measured += compare_engines(others, utterances, config["rounds"], config["pocketsphinx"])
     setting = machine(recognizer.device) | {
         "model": f"{sum(p.numel() for p in recognizer.model.parameters()) / 1e6:.2f} M parameters, "
         + (str(config["checkpoint"]) if config["checkpoint"] else "random weights"),
@@ -87,12 +96,18 @@ def _utterances(config: Mapping[str, Any], folder: Path) -> tuple[list[Utterance
     return [index[k] for k in range(min(limit, len(index)))], str(config["manifest"] or "noise")
 
 
-def _recognizer(config: Mapping[str, Any], utterances: list[Utterance]) -> Recognizer:
+def _engines(config: Mapping[str, Any]) -> list[str]:
+    return [config["engines"]] if isinstance(config["engines"], str) else config["engines"] or []
+
+
+def _recognizer(config: Mapping[str, Any], utterances: list[Utterance], engine: str) -> Recognizer:
+    options: dict[str, Any] = {"engine": engine, "threads": config["threads"] or 1}
+    device = config["device"] if engine in ("auto", "torch", "bf16") else "cpu"
     if config["checkpoint"]:
-        return load(config["checkpoint"], config["device"], None, config["batch_seconds"])
+        return load(config["checkpoint"], device, None, config["batch_seconds"], **options)
     texts = [text for u in utterances if (text := u.text)] or ["abcdefghijklmnopqrstuvwxyz '"]
     torch.manual_seed(config["seed"])
-    return Recognizer(build(config, texts), config["device"], config["batch_seconds"])
+    return Recognizer(build(config, texts), device, config["batch_seconds"], **options)
 
 
 def _transcribe(recognizer: Recognizer, utterances: list[Utterance]) -> list[Transcript]:

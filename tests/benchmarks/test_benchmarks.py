@@ -56,6 +56,19 @@ def test_training(tmp_path, capsys):
     assert "waiting for data" in printed and "our step / packed" in printed
 
 
+def test_engines_side_by_side(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    from asr.benchmarks.noise import write_noise
+
+    options = (f"manifest={write_noise(tmp_path / 'noise', 3)}", "rounds=1", "engines=[torch,onnx,int8]")
+    results = benchmark("transcription", tmp_path, *options)["results"]
+    for name in ("torch", "onnx", "int8"):
+        assert results[f"engine_{name}"]["value"] > 0 and results[f"engine_{name}_model"]["value"] > 0
+        assert results[f"engine_{name}_ratio"]["target"] == 1.3
+    assert results["engine_torch"]["note"] == results["engine_onnx"]["note"] != ""
+    assert results["kernels"]["value"] > 0 and "bare LSTM kernels" in capsys.readouterr().out
+
+
 def test_transcription_reads_the_files_of_a_manifest(tmp_path, capsys):
     from asr.benchmarks.noise import write_noise
 
