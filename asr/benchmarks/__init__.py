@@ -15,8 +15,9 @@ BENCHMARKS = {
     "decoding": "our beam search beside other decoders: speed, and how good what they find is",
     "folds": "what beam search and language models gain, on the runs of a cross-validation",
     "word_times": "how far words are from where they are spoken, by decoder and aligner",
+    "speechbrain": "the error rates of a run beside a SpeechBrain model's, trained on the same speech",
 }
-UTTERANCES = {"training": 948, "transcription": 948, "decoding": 16, "folds": 0, "word_times": 0}
+UTTERANCES = {"training": 948, "transcription": 948, "decoding": 16, "folds": 0, "word_times": 0, "speechbrain": 0}
 """How many each takes if not told; 0: all."""
 
 
@@ -49,6 +50,8 @@ def run(name: str, config: Mapping[str, Any]) -> None:
             from asr.benchmarks.folds import folds as benchmark
         elif name == "word_times":
             from asr.benchmarks.word_times import word_times as benchmark
+        elif name == "speechbrain":
+            from asr.benchmarks.speechbrain import speechbrain as benchmark
         else:
             from asr.benchmarks.transcription import transcription as benchmark
         measurements, setting = benchmark(config, folder)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, isnan, nan
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,7 +18,7 @@ from asr.evaluation.bootstrap import Interval, PairedDifference, bootstrap_inter
 from asr.evaluation.counts import ErrorCounts
 from asr.evaluation.result import Result
 
-UNITS = {"WER": "words", "CER": "characters"}
+UNITS: dict[str, Literal["words", "characters"]] = {"WER": "words", "CER": "characters"}
 NO_VALUE = "(none)"
 
 
@@ -102,7 +102,7 @@ def summarize(
 
     Args:
         results: every utterance once.
-        group_by: `speaker` or other keys of the manifest; each makes a table.
+        group_by: `speaker` or other keys of the manifest, or `age<18`, for the two sides; each makes a table.
         seconds: what recognizing took, for the real-time factor.
         compare: results of another recognizer on the same utterances.
         compare_name: what to call it in the report.
@@ -116,12 +116,12 @@ def summarize(
     keys = [group_by] if isinstance(group_by, str) else list(group_by)
     return Evaluation(
         total=_scores(results),
-        intervals={name: bootstrap_interval(results, unit) for name, unit in UNITS.items()},  # type: ignore[arg-type]
+        intervals={name: bootstrap_interval(results, unit) for name, unit in UNITS.items()},
         groups={key: _group(results, key) for key in keys},
         seconds=seconds,
         differences=None
         if compare is None
-        else {name: paired_difference(results, compare, unit) for name, unit in UNITS.items()},  # type: ignore[arg-type]
+        else {name: paired_difference(results, compare, unit) for name, unit in UNITS.items()},
         compare_name=compare_name,
     )
 
@@ -148,12 +148,26 @@ def _group(results: Sequence[Result], key: str) -> dict[str, Scores]:
     """The scores by the value of a key: numbers by size, then texts, then the utterances without a value."""
     known = {name for result in results for name in result.fields}
     known |= {"speaker"} if any(result.speaker is not None for result in results) else set()
-    if all(result.get(key) is None for result in results):
-        raise ConfigError(f"group_by={key}: no utterance has a value for it. {near_matches(key, known - {key})}")
+    name, below, limit = key.partition("<")
+    if all(result.get(name) is None for result in results):
+        raise ConfigError(f"group_by={key}: no utterance has a value for it. {near_matches(name, known - {name})}")
     groups: dict[tuple[int, float, str], list[Result]] = {}
     for result in results:
-        groups.setdefault(_order(result.get(key)), []).append(result)
+        value = result.get(name)
+        groups.setdefault(_side(value, limit, key) if below else _order(value), []).append(result)
     return {order[2]: _scores(groups[order]) for order in sorted(groups)}
+
+
+def _side(value: Any, limit: str, key: str) -> tuple[int, float, str]:
+    """As `_order`, for the two groups below a limit, and at it or above."""
+    try:
+        border = float(limit)
+    except ValueError:
+        raise ConfigError(f"group_by={key}: '{limit}' is not a number to compare with.") from None
+    order, number, _ = _order(value)
+    if order:  # no number
+        return 2, 0.0, NO_VALUE
+    return (0, 0.0, f"< {limit}") if number < border else (0, 1.0, f"≥ {limit}")
 
 
 def _order(value: Any) -> tuple[int, float, str]:

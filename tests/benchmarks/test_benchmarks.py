@@ -289,3 +289,20 @@ def test_an_unknown_benchmark_or_a_used_folder_is_refused(tmp_path, capsys):
         cli.run("benchmark", ["training", f"out={tmp_path}"])
     assert "does not exist" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+def test_a_speechbrain_model_learns_what_the_run_learned(tmp_path, runs):
+    pytest.importorskip("speechbrain", reason="speechbrain is not installed (extra benchmark)")
+    rows = [json.loads(line) for line in (runs[0] / "validation.jsonl").open()]
+    held_out = [row | {"audio_filepath": str(runs[0] / row["audio_filepath"])} for row in rows]
+    others = [json.loads(line) for line in (runs[1] / "validation.jsonl").open()]
+    train = [row | {"audio_filepath": str(runs[1] / row["audio_filepath"]), "duration": 1.0} for row in others]
+    manifest = tmp_path / "all.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in [*train, *held_out]))
+    options = (f"checkpoint={runs[0]}", f"manifest={manifest}", "minutes=0.01")
+    found = benchmark("speechbrain", tmp_path, *options)
+    words = sum(len(row["text"].split()) for row in held_out)
+    assert all(f"/ {words}," in found["results"][f"{name}: WER"]["note"] for name in ("ours", "SpeechBrain"))
+    assert found["setting"]["trained on"] == f"{len(train)} utterances"
+    ours, theirs = (found["results"][f"{name}: WER"]["value"] for name in ("ours", "SpeechBrain"))
+    assert found["results"]["ratio WER"]["value"] == pytest.approx(ours / theirs)

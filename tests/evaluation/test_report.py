@@ -60,6 +60,18 @@ def test_groups(results):
     assert text.splitlines()[-1].startswith("UER")
 
 
+def test_groups_on_two_sides_of_a_number(results):
+    groups = summarize(results, group_by=["age<31"]).groups["age<31"]
+    apart = summarize(results, group_by=["age"]).groups["age"]
+    assert {name: scores.words for name, scores in groups.items()} == {
+        "< 31": apart["9"].words,
+        "≥ 31": apart["31"].words,
+        "(none)": apart["old"].words + apart["(none)"].words,
+    }
+    with pytest.raises(ConfigError, match="group_by=age<old: 'old' is not a number"):
+        summarize(results, group_by=["age<old"])
+
+
 def test_unknown_group(results):
     with pytest.raises(ConfigError, match=r"group_by=agee: no utterance has a value for it\. Did you mean age"):
         summarize(results, group_by=["agee"])
