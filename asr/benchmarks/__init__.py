@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,18 @@ BENCHMARKS = {
     "decoding": "our beam search beside other decoders: speed, and how good what they find is",
     "folds": "what beam search and language models gain, on the runs of a cross-validation",
     "word_times": "how far words are from where they are spoken, by decoder and aligner",
+    "ablation": "what each part of a recipe is worth, by trainings that leave it out",
     "speechbrain": "the error rates of a run beside a SpeechBrain model's, trained on the same speech",
 }
-UTTERANCES = {"training": 948, "transcription": 948, "decoding": 16, "folds": 0, "word_times": 0, "speechbrain": 0}
+UTTERANCES = {
+    "training": 948,
+    "transcription": 948,
+    "decoding": 16,
+    "folds": 0,
+    "word_times": 0,
+    "ablation": 0,
+    "speechbrain": 0,
+}
 """How many each takes if not told; 0: all."""
 
 
@@ -42,18 +52,7 @@ def run(name: str, config: Mapping[str, Any]) -> None:
             f"out={folder}: cannot be made ({error.strerror}). Name a folder that does not exist."
         ) from None
     try:
-        if name == "training":
-            from asr.benchmarks.training import training as benchmark
-        elif name == "decoding":
-            from asr.benchmarks.decoding import decoding as benchmark
-        elif name == "folds":
-            from asr.benchmarks.folds import folds as benchmark
-        elif name == "word_times":
-            from asr.benchmarks.word_times import word_times as benchmark
-        elif name == "speechbrain":
-            from asr.benchmarks.speechbrain import speechbrain as benchmark
-        else:
-            from asr.benchmarks.transcription import transcription as benchmark
+        benchmark = getattr(import_module(f"{__name__}.{name}"), name)  # each is what its module is called
         measurements, setting = benchmark(config, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
