@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from asr.data.containers import STDIN, container, decode_container, spool_stdin
 from asr.data.resampling import Resampler
 from asr.errors import AudioError
 
@@ -18,6 +22,14 @@ if TYPE_CHECKING:
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au", ".w64", ".m4a")
 """What is taken for audio in a folder, in lower case."""
+BLOCK = 60.0
+"""Seconds that are read at once."""
+BLOCK_VALUES = 1 << 24
+"""Samples of all channels together that are read at once: 64 MiB."""
+RATES = (1_000, 1_000_000)
+"""Between which sample rates, Hz, a header is believed."""
+UNKNOWN = 1 << 62
+"""Frames; a FLAC stream whose header does not say how long it is promises more, and libsndfile cannot read it."""
 
 
 def audio_duration(path: str | Path) -> float:
@@ -26,7 +38,7 @@ def audio_duration(path: str | Path) -> float:
     Raises:
         AudioError: the file is missing or not audio.
     """
-    with _open(path) as file:
+    with open_audio(path) as file:
         return file.frames / file.samplerate
 
 
@@ -40,7 +52,8 @@ def read_audio(
     """Read a segment of an audio file, and only that, as mono at `sample_rate`.
 
     Args:
-        path: any format of libsndfile: WAV, FLAC, OGG (Vorbis, Opus), MP3, NIST SPHERE, AIFF, AU.
+        path: any format of libsndfile: WAV, FLAC, OGG (Vorbis, Opus), MP3, NIST SPHERE, AIFF, AU; with an ffmpeg on
+            the PATH also MP4, WebM and others (`asr.data.containers`); "-" is standard input.
         sample_rate: Hz wanted; another rate in the file is resampled (windowed sinc).
         offset: seconds from the start of the file.
         duration: seconds; `None` reads to the end.
@@ -52,36 +65,109 @@ def read_audio(
     Raises:
         AudioError: missing, not audio, cut short, empty segment, NaN samples, or no such channel.
     """
-    with _open(path) as file:
-        rate, start = file.samplerate, round(offset * file.samplerate)
+    blocks = list(read_blocks(path, sample_rate, offset, duration, channel))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def read_blocks(
+    path: str | Path,
+    sample_rate: int,
+    offset: float = 0.0,
+    duration: float | None = None,
+    channel: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Read what `read_audio` reads in blocks of a minute or less, so that hours of it need little memory.
+
+    Raises:
+        AudioError: as `read_audio`; that a file is cut short may show only after its last block.
+    """
+    with open_audio(path) as file:
+        name, rate, start = shown(path), file.samplerate, round(offset * file.samplerate)
         wanted = file.frames - start if duration is None else round(duration * rate)
+        if not RATES[0] <= rate <= RATES[1]:
+            raise AudioError(f"{name}: its header is damaged: it promises a sample rate of {rate} Hz.")
+        if channel is not None and not 0 <= channel < file.channels:
+            raise AudioError(f"{name}: has no channel {channel}, only {file.channels} (counted from 0).")
         if start >= file.frames or wanted <= 0:
             raise AudioError(
-                f"{path}: no audio at {offset:.3f} s; the file has {file.frames / rate:.3f} s. "
+                f"{name}: no audio at {offset:.3f} s; the file has {file.frames / rate:.3f} s. "
                 "Check 'offset' and 'duration' of the manifest, or leave the file out."
             )
         if duration is None and (lost := lost_seconds(file)):
             raise AudioError(
-                f"{path}: cut short: {lost:.3f} s that its header promises are missing. "
+                f"{name}: cut short: {lost:.3f} s that its header promises are missing. "
                 "Fetch the file again, or leave it out."
             )
-        try:
-            file.seek(start)
-            samples = file.read(wanted, dtype="float32", always_2d=True)
-        except (RuntimeError, MemoryError) as error:  # soundfile's own errors are RuntimeErrors
-            raise AudioError(f"{path}: cannot be decoded ({error}).") from None
-    # a duration in the manifest is rounded, and MP3 headers promise a frame too many
-    if len(samples) < wanted - max(0.02 * wanted, 0.1 * rate):
+        done = 0
+
+        def mono() -> Iterator[np.ndarray]:
+            nonlocal done
+            for samples in _decode(file, name, start, wanted):
+                done += len(samples)
+                yield samples.mean(axis=1) if channel is None else np.ascontiguousarray(samples[:, channel])
+
+        for block in mono() if rate == sample_rate else resample_blocks(mono(), rate, sample_rate):
+            if not np.isfinite(block).all():
+                raise AudioError(f"{name}: has samples that are not numbers (NaN or infinite). Leave the file out.")
+            yield block
+        # a duration in the manifest is rounded, and MP3 headers promise a frame too many
+        if not done or done < wanted - max(0.02 * wanted, 0.1 * rate):
+            raise AudioError(
+                f"{name}: cut short: {done / rate:.3f} s of the {wanted / rate:.3f} s from {offset:.3f} s "
+                "could be read. Fetch the file again, or leave it out."
+            )
+
+
+def array_blocks(samples: np.ndarray, rate: int, sample_rate: int, channel: int | None = None) -> Iterator[np.ndarray]:
+    """What `read_blocks` gives, of an array instead of a file.
+
+    Args:
+        samples: (N,) or (N, channels): floating-point numbers in -1…1, or integers, scaled by their type's range.
+        rate: Hz.
+        sample_rate, channel: as in `read_audio`.
+
+    Raises:
+        AudioError: another shape or type, no samples, NaN samples, or no such channel.
+    """
+    samples = np.asarray(samples)
+    rows = samples[:, None] if samples.ndim == 1 else samples
+    if rows.ndim != 2 or not rows.size or rows.dtype.kind not in "fi":
         raise AudioError(
-            f"{path}: cut short: {len(samples) / rate:.3f} s of the {wanted / rate:.3f} s from {offset:.3f} s "
-            "could be read. Fetch the file again, or leave it out."
+            f"array: has shape {samples.shape} of {samples.dtype}; it must hold (N,) or (N, channels) floating-point "
+            "numbers or signed integers."
         )
-    if channel is not None and not 0 <= channel < samples.shape[1]:
-        raise AudioError(f"{path}: has no channel {channel}, only {samples.shape[1]} (counted from 0).")
-    mono = samples.mean(axis=1) if channel is None else np.ascontiguousarray(samples[:, channel])
-    if not np.isfinite(mono).all():
-        raise AudioError(f"{path}: has samples that are not numbers (NaN or infinite). Leave the file out.")
-    return mono if rate == sample_rate else resample(mono, rate, sample_rate)
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(f"array: a sample rate of {rate} Hz cannot be. Give (samples, rate).")
+    if channel is not None and not 0 <= channel < rows.shape[1]:
+        raise AudioError(f"array: has no channel {channel}, only {rows.shape[1]} (counted from 0).")
+    scale = 1.0 if rows.dtype.kind == "f" else 1.0 / 2 ** (8 * rows.dtype.itemsize - 1)
+
+    def mono() -> Iterator[np.ndarray]:
+        size = max(1, min(round(BLOCK * rate), BLOCK_VALUES // rows.shape[1]))
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            picked = part.mean(axis=1, dtype=np.float64) if channel is None else part[:, channel]
+            yield np.ascontiguousarray(picked * scale, np.float32)
+
+    for block in mono() if rate == sample_rate else resample_blocks(mono(), rate, sample_rate):
+        if not np.isfinite(block).all():
+            raise AudioError("array: has samples that are not numbers (NaN or infinite).")
+        yield block
+
+
+def _decode(file: soundfile.SoundFile, name: str, start: int, wanted: int) -> Iterator[np.ndarray]:
+    """So many frames from `start` on, or as many as there are, in blocks (frames, channels)."""
+    size = max(1, min(round(BLOCK * file.samplerate), BLOCK_VALUES // file.channels))
+    try:
+        file.seek(start)
+        while wanted > 0:
+            samples = file.read(min(size, wanted), dtype="float32", always_2d=True)
+            if not len(samples):
+                return
+            yield samples
+            wanted -= len(samples)
+    except (RuntimeError, MemoryError) as error:  # soundfile's own errors are RuntimeErrors
+        raise AudioError(f"{name}: cannot be decoded ({error}).") from None
 
 
 def lost_seconds(file: soundfile.SoundFile) -> float:
@@ -104,21 +190,73 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     return _resampler(rate, new_rate)(samples)
 
 
+def resample_blocks(blocks: Iterable[np.ndarray], rate: int, new_rate: int) -> Iterator[np.ndarray]:
+    """Resample a waveform that comes in blocks (N,) float32; together they are what `resample` gives of the whole."""
+    transform = _resampler(rate, new_rate)
+    period, new_period = transform.period, transform.new_period
+    reach = -(-transform.width // period) * period  # samples before and after that one depends on
+    waiting, past = np.zeros(0, np.float32), 0  # the first `past` samples have been resampled
+    for block in blocks:
+        ready = (len(waiting) - reach) // period * period
+        if ready > past:
+            found = resample(waiting[: ready + reach], rate, new_rate)
+            yield found[past // period * new_period : ready // period * new_period]
+            first = max(0, ready - reach)
+            waiting, past = waiting[first:], ready - first
+        waiting = np.concatenate([waiting, block])
+    if len(waiting):
+        yield resample(waiting, rate, new_rate)[past // period * new_period :]
+
+
 @lru_cache(maxsize=16)
 def _resampler(rate: int, new_rate: int) -> Resampler:
-    return Resampler(rate, new_rate)
+    ratio = Fraction(new_rate, rate)
+    if ratio.numerator * ratio.denominator > 1 << 20:  # a rate that is not in use, whose filters would take gigabytes
+        ratio = ratio.limit_denominator(1000)
+    return Resampler(ratio.denominator, ratio.numerator)
 
 
-def _open(path: str | Path):
+@contextmanager
+def open_audio(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    """An audio file as libsndfile opens it, after ffmpeg where that is needed; paths as in `read_audio`.
+
+    Raises:
+        AudioError: the file is missing or not audio.
+    """
     import soundfile
 
+    with ExitStack() as opened:
+        source = opened.enter_context(spool_stdin()) if path == STDIN else path
+        _check_file(source)
+        try:
+            file = opened.enter_context(soundfile.SoundFile(source))
+            kind = "FLAC of unknown length" if file.frames > UNKNOWN else None
+        except soundfile.LibsndfileError as error:
+            kind = container(source)
+            if not kind:
+                raise AudioError(f"{shown(path)}: cannot be read as audio ({error.error_string}).") from None
+        if kind:
+            copy = opened.enter_context(decode_container(source, kind, shown(path)))
+            file = opened.enter_context(soundfile.SoundFile(copy))
+        yield file
+
+
+def _check_file(path: str | Path) -> None:
     if not os.path.exists(path):
         raise AudioError(f"{path}: no such audio file.")
+    if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+        raise AudioError(f"{path}: is a folder that cannot be read (Permission denied).")
     if not os.path.isfile(path):
-        raise AudioError(f"{path}: is a folder, not an audio file.")
-    if os.path.getsize(path) == 0:
-        raise AudioError(f"{path}: the file is empty (0 bytes).")
+        raise AudioError(f"{path}: is a {'folder' if os.path.isdir(path) else 'device or pipe'}, not an audio file.")
     try:
-        return soundfile.SoundFile(path)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: cannot be read as audio ({error.error_string}).") from None
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror}).") from None
+    if empty:
+        raise AudioError(f"{path}: the file is empty (0 bytes).")
+
+
+def shown(path: str | Path) -> str:
+    """The path, as messages name it."""
+    return "standard input" if path == STDIN else str(path)
