@@ -8,7 +8,7 @@ the first decimal. Importing this module loads neither of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from asr.types import Emissions
 if TYPE_CHECKING:
     import torch
 
-    from asr.model import AcousticModel
+    from asr.model import AcousticModel, ModelState
 
 ENGINES = ("auto", "torch", "bf16", "onnx", "int8")
 INPUTS, OUTPUTS = ("waveforms", "lengths"), ("log_probs", "frames")
@@ -127,9 +127,25 @@ class TorchEngine:
         lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)
         rows = [torch.from_numpy(np.ascontiguousarray(waveform)) for waveform in waveforms]
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            log_probs, lengths = self.model(padded.to(self.device), lengths)
+        log_probs, lengths = self._run(self.model, padded.to(self.device), lengths)
         return Emissions(log_probs, lengths, self.model.frame_seconds)
+
+    def step(self, samples: np.ndarray, state: ModelState) -> np.ndarray:
+        """The next samples (N,) of a stream → log-probabilities (T, V); see `AcousticModel.step`."""
+        import torch
+
+        waveform = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
+        return self._run(self.model.step, waveform[None].to(self.device), state)[0].cpu().numpy()
+
+    def finish(self, state: ModelState) -> np.ndarray:
+        """The last log-probabilities (T, V) of a stream."""
+        return self._run(self.model.finish, state)[0].cpu().numpy()
+
+    def _run(self, function: Callable, *arguments: Any) -> Any:
+        import torch
+
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return function(*arguments)
 
     def weights(self) -> Iterator[bytes]:
         """All that decides its emissions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,14 @@ from asr.errors import ConfigError
 from asr.featurizers.normalization import GlobalNorm, UtteranceNorm, frame_mask
 
 NORMALIZATIONS = {"global": GlobalNorm, "utterance": UtteranceNorm}
+
+
+@dataclass
+class ModelState:
+    """Where a model stopped in a stream; belongs to the stages that made it."""
+
+    featurizer: Any
+    encoder: Any
 
 
 class AcousticModel(nn.Module):
@@ -76,6 +85,13 @@ class AcousticModel(nn.Module):
 
     def encode(self, features: Tensor, lengths: Tensor, tap: Callable | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, D), (B,) → log-probabilities (B, T', V) float32 and lengths (B,)."""
+        hidden, lengths = self.encoder(features, lengths, self._conditioned(tap))
+        return self.log_probs(hidden), lengths
+
+    def _conditioned(self, tap: Callable | None) -> Callable | None:
+        """A tap that conditions layers on their predictions, if any is, after calling `tap`."""
+        if not self.self_conditioning:
+            return tap
 
         def condition(layer: int, hidden: Tensor, frames: Tensor) -> Tensor:
             hidden = tap(layer, hidden, frames) if tap else hidden
@@ -83,8 +99,7 @@ class AcousticModel(nn.Module):
                 hidden = hidden + self.conditioning(self.log_probs(hidden).exp())
             return hidden
 
-        hidden, lengths = self.encoder(features, lengths, condition if self.self_conditioning else tap)
-        return self.log_probs(hidden), lengths
+        return condition
 
     def log_probs(self, hidden: Tensor) -> Tensor:
         """(B, T, H) of the encoder's last layer, or of one as wide → (B, T, V) float32."""
@@ -94,6 +109,40 @@ class AcousticModel(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Waveforms (B, N), lengths (B,) samples on the CPU → log-probabilities (B, T', V), lengths (B,) frames."""
         return self.encode(*self.features(waveforms, lengths))
+
+    def start(self) -> ModelState:
+        """The state of a stream of which nothing was heard.
+
+        Raises:
+            ConfigError: a stage needs the whole utterance.
+        """
+        encoder, featurizer = type(self.encoder).__name__, type(self.featurizer).__name__
+        if not hasattr(self.encoder, "start"):
+            raise ConfigError(f"The encoder {encoder} reads an utterance from its end, too: it cannot hear it live.")
+        if not hasattr(self.featurizer, "start"):
+            raise ConfigError(f"The featurizer {featurizer} has no step(): it needs the whole utterance.")
+        if isinstance(self.normalization, UtteranceNorm):
+            raise ConfigError("normalization=utterance takes the mean of the whole utterance: it cannot hear it live.")
+        return ModelState(self.featurizer.start(), self.encoder.start())
+
+    def step(self, waveforms: Tensor, state: ModelState) -> Tensor:
+        """The next waveform (1, N) of a stream → log-probabilities (1, T', V), all that it completes.
+
+        In evaluation mode they are those of `forward`, however the waveform is cut; the state is changed.
+        """
+        return self.log_probs(self._step(self.featurizer.step(waveforms, state.featurizer), state))
+
+    def finish(self, state: ModelState) -> Tensor:
+        """End the stream: its last log-probabilities (1, T', V)."""
+        hidden = self._step(self.featurizer.finish(state.featurizer), state)
+        return self.log_probs(torch.cat([hidden, self.encoder.finish(state.encoder, *self._taps())], 1))
+
+    def _step(self, features: Tensor, state: ModelState) -> Tensor:
+        features = self.normalization(features, torch.tensor([features.shape[1]]))
+        return self.encoder.step(features, state.encoder, *self._taps())
+
+    def _taps(self) -> tuple:
+        return (self._conditioned(None),) if self.self_conditioning else ()
 
     def inner_layers(self, layers: Sequence[int], key: str) -> set[int]:
         """The numbers, counted from 1, of layers of the encoder that the head can read before the last.

@@ -22,7 +22,9 @@ import yaml
 from asr.errors import AsrError, ConfigError, near_matches
 
 ENTRY_POINT_GROUP = "asr.plugins"
-COMPONENT_GROUPS = ("text", "tokenizer", "featurizer", "augment", "encoder", "objective", "decoder", "corpus", "lm")
+COMPONENT_GROUPS = (
+    "text", "tokenizer", "featurizer", "augment", "encoder", "objective", "decoder", "corpus", "lm", "vad",
+)  # fmt: skip
 """The plugin kinds: config groups whose files name a class of ours or of a plugin."""
 
 
@@ -79,6 +81,18 @@ def config_names(group: str) -> dict[str, Path]:
             for path in sorted((provider.folder / group).glob("*.yaml")):
                 found.setdefault(path.stem, path)
     return found
+
+
+def named_config(group: str, name: str) -> dict[str, Any]:
+    """The content of a group's config.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    known = config_names(group)
+    if name not in known:
+        raise ConfigError(f"{group}={name}: there is no such config. {near_matches(name, known)}")
+    return yaml.safe_load(known[name].read_text(encoding="utf-8"))
 
 
 def components(groups: Iterable[str]) -> Iterator[Component]:

@@ -24,37 +24,51 @@ from torch import Tensor, nn
 
 from asr.encoders import Blstm
 from asr.featurizers import LogMel
+from asr.invariance import (
+    check_gradients,
+    check_invariance,
+    check_lengths,
+    check_stream,
+    check_tap,
+    check_training_statistics,
+    close,
+    require,
+    require_attributes,
+)
 from asr.model import AcousticModel
 from asr.types import Batch, Emissions, Hypothesis
 
-TOLERANCE = 1e-5
-"""Largest absolute or relative difference between an utterance alone and the same in a batch, in float32."""
 TEXTS = ("call seven three five", "stop", "a b c d e", "it's good", "see the book all seven")
 
 
 def check_featurizer(featurizer: Any) -> None:
     """Check a featurizer: its attributes, its lengths, and that nothing but an utterance's own samples matters to it.
 
+    If it has `start`, `step` and `finish`, a stream has to give what the whole gives.
+
     >>> from asr.featurizers import LogMel
     >>> check_featurizer(LogMel(sample_rate=8000))
     """
     name = type(featurizer).__name__
-    _require(isinstance(featurizer, nn.Module), f"{name}: must be a torch.nn.Module, to move between devices.")
-    _require_attributes(featurizer, sample_rate=int, dim=int, frame_shift=float)
+    require(isinstance(featurizer, nn.Module), f"{name}: must be a torch.nn.Module, to move between devices.")
+    require_attributes(featurizer, sample_rate=int, dim=int, frame_shift=float)
     featurizer.eval()
     rate = featurizer.sample_rate
     frames = int(featurizer.output_lengths(torch.tensor([100 * rate])))
     even = abs(frames * featurizer.frame_shift - 100) < 1
-    _require(even, f"{name}: 100 s become {frames} frames of frame_shift={featurizer.frame_shift} s each.")
+    require(even, f"{name}: 100 s become {frames} frames of frame_shift={featurizer.frame_shift} s each.")
     random = torch.Generator().manual_seed(0)
     lengths = torch.tensor([rate // 5, 2 * rate, rate + 7, 2 * rate - 1])
     waveforms = 0.1 * torch.randn(4, 2 * rate, generator=random)
-    _check_lengths(featurizer, lambda n: 0.1 * torch.randn(1, n, generator=random), [1, rate // 100, rate // 5, rate])
-    _check_invariance(featurizer, waveforms, lengths, float("nan"))
+    check_lengths(featurizer, lambda n: 0.1 * torch.randn(1, n, generator=random), [1, rate // 100, rate // 5, rate])
+    check_invariance(featurizer, waveforms, lengths, float("nan"))
+    check_stream(featurizer, [0.1 * torch.randn(1, n, generator=random) for n in (7, rate // 3, rate + 7)])
 
 
 def check_encoder(encoder: Any, input_dim: int) -> None:
     """Check an encoder, or what makes one of `input_dim`: lengths, `tap`, gradients, no effect of padding, neighbours.
+
+    If it has `start`, `step` and `finish`, a stream has to give what the whole gives.
 
     >>> check_encoder(lambda input_dim: torch.nn.LSTM(input_dim, 8), input_dim=40)
     Traceback (most recent call last):
@@ -62,19 +76,20 @@ def check_encoder(encoder: Any, input_dim: int) -> None:
     """
     encoder = copy.deepcopy(encoder if isinstance(encoder, nn.Module) else encoder(input_dim=input_dim))
     name = type(encoder).__name__
-    _require_attributes(encoder, dim=int, stride=int)
+    require_attributes(encoder, dim=int, stride=int)
     frames = int(encoder.output_lengths(torch.tensor([10_000])))
     even = abs(frames * encoder.stride / 10_000 - 1) < 0.01
-    _require(even, f"{name}: stride={encoder.stride}, but 10,000 frames become {frames}.")
+    require(even, f"{name}: stride={encoder.stride}, but 10,000 frames become {frames}.")
     random = torch.Generator().manual_seed(0)
     lengths = torch.tensor([12, 120, 61, 119])
     features = torch.randn(4, 120, input_dim, generator=random)
     encoder.eval()
-    _check_lengths(encoder, lambda t: torch.randn(1, t, input_dim, generator=random), [1, 2, 7, 64, 121])
-    _check_invariance(encoder, features, lengths, 1000.0)
-    _check_training_statistics(encoder, features)
-    _check_gradients(encoder, features, lengths)
-    _check_tap(encoder.eval(), features, lengths)
+    check_lengths(encoder, lambda t: torch.randn(1, t, input_dim, generator=random), [1, 2, 7, 64, 121])
+    check_invariance(encoder, features, lengths, 1000.0)
+    check_training_statistics(encoder, features)
+    check_gradients(encoder, features, lengths)
+    check_tap(encoder.eval(), features, lengths)
+    check_stream(encoder, [torch.randn(1, t, input_dim, generator=random) for t in (3, 64, 121)])
 
 
 def check_model(model: Any) -> None:
@@ -91,10 +106,10 @@ def check_model(model: Any) -> None:
     random = torch.Generator().manual_seed(0)
     lengths = torch.tensor([rate // 5, 2 * rate, rate + 7, 2 * rate - 1])
     waveforms = 0.1 * torch.randn(4, int(lengths.max()), generator=random)
-    _check_invariance(model, waveforms, lengths, float("nan"))
+    check_invariance(model, waveforms, lengths, float("nan"))
     log_probs, _ = model(waveforms, lengths)
-    _require(log_probs.dtype == torch.float32, f"log-probabilities must be float32, found {log_probs.dtype}.")
-    _require(_close(log_probs.exp().sum(-1), torch.ones(log_probs.shape[:2])), "probabilities do not sum to one.")
+    require(log_probs.dtype == torch.float32, f"log-probabilities must be float32, found {log_probs.dtype}.")
+    require(close(log_probs.exp().sum(-1), torch.ones(log_probs.shape[:2])), "probabilities do not sum to one.")
 
 
 def check_augment(augment: nn.Module) -> None:
@@ -105,7 +120,7 @@ def check_augment(augment: nn.Module) -> None:
     """
     name = type(augment).__name__
     domain = getattr(augment, "domain", None)
-    _require(domain in ("waveform", "features"), f"{name}: its 'domain' must be 'waveform' or 'features'.")
+    require(domain in ("waveform", "features"), f"{name}: its 'domain' must be 'waveform' or 'features'.")
     random = torch.Generator().manual_seed(0)
     lengths = torch.tensor([1600, 16000] * 16 if domain == "waveform" else [20, 200] * 16)
     x = torch.randn(32, int(lengths.max()), *([] if domain == "waveform" else [40]), generator=random)
@@ -114,21 +129,21 @@ def check_augment(augment: nn.Module) -> None:
         x[row, lengths[row] :] = 0
     before = x.clone()
     y, new = augment(x, lengths, seeds)
-    _require(torch.equal(x, before), f"{name}: alters its input in place.")
-    _require(new.dtype == torch.int64 and new.shape == lengths.shape, f"{name}: lengths must be (B,) int64.")
-    _require(bool((new > 0).all()) and int(new.max()) <= y.shape[1], f"{name}: a length is 0, or beyond the output.")
+    require(torch.equal(x, before), f"{name}: alters its input in place.")
+    require(new.dtype == torch.int64 and new.shape == lengths.shape, f"{name}: lengths must be (B,) int64.")
+    require(bool((new > 0).all()) and int(new.max()) <= y.shape[1], f"{name}: a length is 0, or beyond the output.")
     speed = getattr(augment, "max_speed", 1.0)
     long_enough = bool((new >= (lengths / speed).floor() - 1).all())
-    _require(long_enough, f"{name}: shortens utterances by more than its max_speed={speed} says.")
+    require(long_enough, f"{name}: shortens utterances by more than its max_speed={speed} says.")
     torch.rand(3), np.random.rand(3)  # whatever has been drawn before, the seed decides
     for row in range(32):
         alone, length = augment(x[row : row + 1, : lengths[row]], lengths[row : row + 1], seeds[row : row + 1])
-        same = int(length) == int(new[row]) and _close(alone[0, : int(length)], y[row, : int(length)])
-        _require(same, f"{name}: an utterance alone is altered in another way than in a batch, with the same seed.")
-        _require(not y[row, int(length) :].any(), f"{name}: the padding must stay zero.")
+        same = int(length) == int(new[row]) and close(alone[0, : int(length)], y[row, : int(length)])
+        require(same, f"{name}: an utterance alone is altered in another way than in a batch, with the same seed.")
+        require(not y[row, int(length) :].any(), f"{name}: the padding must stay zero.")
     again, lengths_again = augment(x, lengths, seeds + 100)
-    fixed = torch.equal(new, lengths_again) and _close(y, again) and not _close(x, y)
-    _require(not fixed, f"{name}: other seeds make no difference.")
+    fixed = torch.equal(new, lengths_again) and close(y, again) and not close(x, y)
+    require(not fixed, f"{name}: other seeds make no difference.")
 
 
 def check_objective(make: Callable[..., Any]) -> None:
@@ -159,17 +174,17 @@ def check_objective(make: Callable[..., Any]) -> None:
 
     losses, parts = call([0, 1, 2, 3])
     for key, values in {"loss": losses, **parts}.items():
-        _require(values.shape == (4,), f"{name}: '{key}' must be (B,), found {tuple(values.shape)}.")
-        _require(bool(values.isfinite().all()), f"{name}: '{key}' must be finite, found {values.tolist()}.")
+        require(values.shape == (4,), f"{name}: '{key}' must be (B,), found {tuple(values.shape)}.")
+        require(bool(values.isfinite().all()), f"{name}: '{key}' must be finite, found {values.tolist()}.")
     for row in range(4):
         alone = call([row])[0][0]
         leak = f"{name}: the loss of an utterance alone is {alone:.6g}, in a batch {losses[row]:.6g}."
-        _require(torch.allclose(alone, losses[row], rtol=1e-4, atol=1e-4), leak)
+        require(torch.allclose(alone, losses[row], rtol=1e-4, atol=1e-4), leak)
     losses.sum().backward()
     for key, parameter in model.named_parameters():
         gradient = torch.zeros(1) if parameter.grad is None else parameter.grad
-        _require(bool(gradient.any()), f"{name}: no gradient reaches the model's '{key}'.")
-        _require(bool(gradient.isfinite().all()), f"{name}: the gradient of '{key}' has NaN or infinite values.")
+        require(bool(gradient.any()), f"{name}: no gradient reaches the model's '{key}'.")
+        require(bool(gradient.isfinite().all()), f"{name}: the gradient of '{key}' has NaN or infinite values.")
 
 
 def check_text(text: Callable[[str], str], examples: Iterable[str] = TEXTS) -> None:
@@ -179,10 +194,10 @@ def check_text(text: Callable[[str], str], examples: Iterable[str] = TEXTS) -> N
     """
     for example in ("", " ", *examples):
         once = text(example)
-        _require(isinstance(once, str), f"text: {example!r} becomes {once!r}, which is not a string.")
-        _require(text(example) == once, f"text: {example!r} becomes now {once!r}, now {text(example)!r}.")
-        _require(text(once) == once, f"text: not idempotent: {example!r} → {once!r} → {text(once)!r}.")
-    _require(pickle.loads(pickle.dumps(text))("") == text(""), "text: changes when it is pickled for worker processes.")
+        require(isinstance(once, str), f"text: {example!r} becomes {once!r}, which is not a string.")
+        require(text(example) == once, f"text: {example!r} becomes now {once!r}, now {text(example)!r}.")
+        require(text(once) == once, f"text: not idempotent: {example!r} → {once!r} → {text(once)!r}.")
+    require(pickle.loads(pickle.dumps(text))("") == text(""), "text: changes when it is pickled for worker processes.")
 
 
 def check_tokenizer(tokenizer: Any, texts: Sequence[str] = TEXTS) -> None:
@@ -194,25 +209,51 @@ def check_tokenizer(tokenizer: Any, texts: Sequence[str] = TEXTS) -> None:
     name = type(tokenizer).__name__
     tokenizer.fit(iter(texts))
     labels, size = tokenizer.labels, len(tokenizer)
-    _require(len(labels) == size and len(set(labels)) == size, f"{name}: len() and 'labels' differ, or labels repeat.")
-    _require(len(tokenizer.word_starts) == size, f"{name}: 'word_starts' must have one boolean for each label.")
-    _require(hasattr(tokenizer, "skip"), f"{name}: needs 'skip', whether unknown units are left out.")
-    _require(tokenizer.decode([]) == "", f"{name}: no labels must decode to the empty text.")
+    require(len(labels) == size and len(set(labels)) == size, f"{name}: len() and 'labels' differ, or labels repeat.")
+    require(len(tokenizer.word_starts) == size, f"{name}: 'word_starts' must have one boolean for each label.")
+    require(hasattr(tokenizer, "skip"), f"{name}: needs 'skip', whether unknown units are left out.")
+    require(tokenizer.decode([]) == "", f"{name}: no labels must decode to the empty text.")
     for text in texts:
         ids = tokenizer.encode(text)
-        _require(all(type(i) is int and 0 < i < size for i in ids), f"{name}: {text!r} → {ids}; ids are 1…{size - 1}.")
-        _require(tokenizer.decode(ids) == text, f"{name}: {text!r} is decoded as {tokenizer.decode(ids)!r}.")
-        _require(not tokenizer.unknown(text), f"{name}: 'unknown' lists units of a text that it was fitted on.")
+        require(all(type(i) is int and 0 < i < size for i in ids), f"{name}: {text!r} → {ids}; ids are 1…{size - 1}.")
+        require(tokenizer.decode(ids) == text, f"{name}: {text!r} is decoded as {tokenizer.decode(ids)!r}.")
+        require(not tokenizer.unknown(text), f"{name}: 'unknown' lists units of a text that it was fitted on.")
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
         copies = [type(tokenizer).load(Path(folder)), pickle.loads(pickle.dumps(tokenizer))]
     for other in copies:
-        _require(other.labels == labels, f"{name}: has other labels after loading.")
-        _require([*map(other.encode, texts)] == [*map(tokenizer.encode, texts)], f"{name}: encodes otherwise, loaded.")
+        require(other.labels == labels, f"{name}: has other labels after loading.")
+        require([*map(other.encode, texts)] == [*map(tokenizer.encode, texts)], f"{name}: encodes otherwise, loaded.")
+
+
+def check_vad(vad: Any) -> None:
+    """Check a detector of voice activity: a boolean for each frame, block by block, no state between recordings.
+
+    >>> from asr.vad import Energy
+    >>> check_vad(Energy())
+    """
+    name = type(vad).__name__
+    random = np.random.default_rng(0)
+    for rate in (8000, 16000, 22050):
+        blocks = [0.1 * random.standard_normal(n).astype(np.float32) for n in (rate, 1, rate // 10, rate // 3)]
+        taken: list[np.ndarray] = []
+        found = []
+        for speech in vad((taken.append(block) or block for block in blocks), rate):  # type: ignore[func-returns-value]
+            found.append(speech)
+            require(len(taken) == len(found), f"{name}: reads block {len(taken)} ahead of its answer {len(found)}.")
+            frames = -(-len(taken[-1]) * 1000 // (rate * vad.frame_ms))
+            right = speech.dtype == np.bool_ and speech.shape == (frames,)
+            require(right, f"{name}: {frames} frames need a boolean each, found {speech.dtype} {speech.shape}.")
+        require(len(found) == len(blocks), f"{name}: {len(blocks)} blocks give {len(found)} answers.")
+        other = vad((np.zeros(rate, np.float32) for _ in blocks), rate)  # meanwhile, another recording
+        again = [speech for speech, _ in zip(pickle.loads(pickle.dumps(vad))(iter(blocks), rate), other, strict=True)]
+        require(all(map(np.array_equal, found, again)), f"{name}: another recording, or pickling, changes the answers.")
 
 
 def check_decoder(decoder: Callable[[Emissions], list[list[Hypothesis]]], tokenizer: Any) -> None:
     """Check a decoder, made with this tokenizer: n-best lists, empty utterances, no frame read past an utterance's end.
+
+    If it has `start`, `step` and `finish`, a stream has to end with what the whole gives, and words stay as they are.
 
     >>> from asr.decoders import Greedy
     >>> from asr.tokenizers import Characters
@@ -230,165 +271,47 @@ def check_decoder(decoder: Callable[[Emissions], list[list[Hypothesis]]], tokeni
         arrays = [log_probs.copy(), lengths.astype(np.int64)]
         given: list = [torch.from_numpy(a) for a in arrays] if getattr(decoder, "device", False) else arrays
         found = decoder(Emissions(*given, frame_seconds=0.04))  # type: ignore[misc]
-        _require(np.array_equal(np.asarray(given[0]), log_probs, equal_nan=True), f"{name}: alters the emissions.")
+        require(np.array_equal(np.asarray(given[0]), log_probs, equal_nan=True), f"{name}: alters the emissions.")
         return found
 
     found = decode(log_probs, lengths)
-    _require(len(found) == 4 and all(found), f"{name}: must return a list of one hypothesis or more per utterance.")
+    require(len(found) == 4 and all(found), f"{name}: must return a list of one hypothesis or more per utterance.")
     for n_best, length in zip(found, lengths, strict=True):
         scores = [hypothesis.score for hypothesis in n_best]
-        _require(bool(np.isfinite(scores).all()), f"{name}: scores must be finite, found {scores}.")
-        _require(scores == sorted(scores, reverse=True), f"{name}: the n-best list must be best first, found {scores}.")
+        require(bool(np.isfinite(scores).all()), f"{name}: scores must be finite, found {scores}.")
+        require(scores == sorted(scores, reverse=True), f"{name}: the n-best list must be best first, found {scores}.")
         for h in n_best:
-            _require(all(0 < k < size for k in h.labels), f"{name}: labels must be 1…{size - 1}, found {h.labels}.")
-            _require(len(h.labels) <= length, f"{name}: {len(h.labels)} labels in {length} frames.")
+            require(all(0 < k < size for k in h.labels), f"{name}: labels must be 1…{size - 1}, found {h.labels}.")
+            require(len(h.labels) <= length, f"{name}: {len(h.labels)} labels in {length} frames.")
             for w in h.words:
                 times = 0 <= w.start <= w.end <= 0.04 * length + 1e-3
-                _require(times and 0 <= w.confidence <= 1, f"{name}: {w} in {0.04 * length:.2f} s of audio.")
-    _require(found[2][0].text == "", f"{name}: an utterance without frames must give the empty text.")
+                require(times and 0 <= w.confidence <= 1, f"{name}: {w} in {0.04 * length:.2f} s of audio.")
+    require(found[2][0].text == "", f"{name}: an utterance without frames must give the empty text.")
     garbage = log_probs.copy()
     for row, length in enumerate(lengths):
         garbage[row, length:] = np.nan
-    _require(_same(decode(garbage, lengths), found), f"{name}: reads frames past an utterance's length.")
+    require(_same(decode(garbage, lengths), found), f"{name}: reads frames past an utterance's length.")
     alone = [decode(log_probs[k : k + 1, : max(n, 1)], lengths[k : k + 1])[0] for k, n in enumerate(lengths)]
-    _require(_same(alone, found), f"{name}: an utterance alone is decoded otherwise than in a batch.")
+    require(_same(alone, found), f"{name}: an utterance alone is decoded otherwise than in a batch.")
     first = next(label for label in range(1, size) if tokenizer.decode([label]).strip())
     wanted = (first, first, *(label for label in range(1, size) if label != first))
     path = [0, first, first, 0, *wanted[1:]]
     sure = np.full((1, len(path), size), -30.0, np.float32)
     sure[0, np.arange(len(path)), path] = -1e-6
     best = decode(sure, np.array([len(path)]))[0][0]
-    _require(tuple(best.labels) == wanted, f"{name}: certain emissions of {wanted} are decoded as {best.labels}.")
+    require(tuple(best.labels) == wanted, f"{name}: certain emissions of {wanted} are decoded as {best.labels}.")
+    if not hasattr(decoder, "step"):
+        return
+    for size in (1, 13):
+        state, words = decoder.start(), []  # type: ignore[attr-defined]
+        for start in range(0, 40, size):
+            part = log_probs[:1, start : start + size].copy()
+            words += decoder.step(Emissions(part, np.array([part.shape[1]]), 0.04), state).words
+        n_best = decoder.finish(state)  # type: ignore[attr-defined]
+        require(_same([n_best], found[:1]), f"{name}: a stream ends otherwise than the whole.")
+        require(n_best[0].words[: len(words)] == tuple(words), f"{name}: words that were final have changed.")
 
 
 def _same(one: list[list[Hypothesis]], other: list[list[Hypothesis]]) -> bool:
     pairs = [(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)]
     return all(a.labels == b.labels and a.text == b.text and abs(a.score - b.score) < 1e-3 for a, b in pairs)
-
-
-def _check_lengths(stage: Any, make: Callable[[int], Tensor], lengths: list[int]) -> None:
-    name = type(stage).__name__
-    for length in lengths:
-        y, out = stage(make(length), torch.tensor([length]))
-        promised = stage.output_lengths(torch.tensor([length]))
-        int64 = out.dtype == promised.dtype == torch.int64 and out.shape == (1,) and out.device.type == "cpu"
-        _require(int64, f"{name}: lengths must be (B,) int64 on the CPU, from forward and output_lengths alike.")
-        wrong = f"{name}: an input of length {length} has {int(out)} frames"
-        _require(torch.equal(out, promised), f"{wrong}; output_lengths says {int(promised)}.")
-        _require(int(out) >= 1, f"{wrong}; give one at the least.")
-        _require(y.ndim == 3 and y.shape[1] >= int(out), f"{wrong}, but its output is {tuple(y.shape)}.")
-        _require(y.shape[2] == stage.dim, f"{name}: the output is {tuple(y.shape)}, with dim={stage.dim}.")
-
-
-@torch.no_grad()
-def _check_invariance(stage: Any, x: Tensor, lengths: Tensor, garbage: float) -> None:
-    """Each utterance of (B, N, …) alone, against it in batches that differ in all else."""
-    name = type(stage).__name__
-    alone = []
-    for row, length in enumerate(lengths.tolist()):
-        y, out = stage(x[row : row + 1, :length].clone(), lengths[row : row + 1])
-        alone.append(y[0, : int(out)])
-        _require(bool(torch.isfinite(alone[-1]).all()), f"{name}: the output has NaN or infinite values.")
-    zero, loud, filled = x.clone(), x.clone(), torch.cat([x, x[:, : x.shape[1] // 3]], 1)
-    loud[1] *= 1000  # 60 dB
-    for row, length in enumerate(lengths.tolist()):
-        zero[row, length:], loud[row, length:] = 0, 0
-        filled[row, length:] *= garbage
-    what = "NaN" if garbage != garbage else "random values"
-    cases = (
-        ("in a padded batch", zero, (0, 1, 2, 3)),
-        ("in a batch in another order", zero, (3, 2, 1, 0)),
-        ("beside one that is 60 dB louder", loud, (0, 2, 3)),
-        (f"with {what} in the padding", filled, (0, 1, 2, 3)),
-    )
-    for case, batch, rows in cases:
-        order = torch.tensor([*rows, *({*range(len(x))} - {*rows})])
-        given = lengths[order]
-        y, out = stage(batch[order], given)
-        _require(torch.equal(given, lengths[order]), f"{name}: alters the lengths that it is given.")
-        for place, row in enumerate(rows):
-            part, length = y[place, : int(out[place])], int(lengths[row])
-            leak = f"{name}: padding or neighbours leak: an utterance of length {length} {case} differs from itself"
-            leak += f" alone by {_difference(part, alone[row])}, and {TOLERANCE:g} is allowed."
-            _require(_close(part, alone[row]), f"{leak} Mask ahead of every layer that looks at other frames.")
-
-
-def _check_training_statistics(encoder: nn.Module, features: Tensor) -> None:
-    """In training mode, more padding must change neither outputs nor running statistics such as BatchNorm's."""
-    name = type(encoder).__name__
-    lengths = torch.tensor([60, 60, 60, 30])
-    found = []
-    for frames in (60, 120):
-        copied = copy.deepcopy(encoder).train()
-        for module in copied.modules():
-            if isinstance(getattr(module, "dropout", None), float):
-                module.dropout = 0.0  # type: ignore[assignment]
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.eval()
-        torch.manual_seed(0)
-        with torch.no_grad():
-            y, out = copied(features[:, :frames] * (torch.arange(frames) < lengths[:, None])[..., None], lengths)
-        found.append([y[k, : int(n)] for k, n in enumerate(out)] + [b.float() for b in copied.buffers()])
-    for less, more in zip(*found, strict=True):
-        leak = f"{name}: in training, outputs or running statistics differ by {_difference(less, more)}"
-        _require(_close(less, more), f"{leak} when a batch is padded further. Mask BatchNorm, or use LayerNorm.")
-
-
-def _check_gradients(encoder: nn.Module, features: Tensor, lengths: Tensor) -> None:
-    name = type(encoder).__name__
-    encoder.train()
-    encoder.zero_grad()
-    torch.manual_seed(0)
-    hidden, out = encoder(features, lengths)
-    real = (torch.arange(hidden.shape[1])[None, :] < out[:, None])[..., None]
-    (hidden.masked_fill(~real, 0) * torch.randn_like(hidden)).sum().backward()
-    for key, parameter in encoder.named_parameters():
-        if parameter.requires_grad:
-            gradient = torch.zeros(1) if parameter.grad is None else parameter.grad
-            _require(bool(gradient.any()), f"{name}: no gradient reaches the parameter '{key}'.")
-            _require(bool(gradient.isfinite().all()), f"{name}: the gradient of '{key}' has NaN or infinite values.")
-
-
-@torch.no_grad()
-def _check_tap(encoder: Any, features: Tensor, lengths: Tensor) -> None:
-    name = type(encoder).__name__
-    seen: list[int] = []
-
-    def look(layer: int, hidden: Tensor, given: Tensor) -> Tensor:
-        fits = hidden.ndim == 3 and hidden.shape[1] >= int(given.max()) and given.dtype == torch.int64
-        _require(fits, f"{name}: tap gets (B, T, H) and (B,) int64 lengths.")
-        seen.append(layer)
-        return hidden
-
-    plain, out = encoder(features, lengths)
-    tapped, _ = encoder(features, lengths, look)
-    _require(len(seen) > 0, f"{name}: never calls tap(layer, hidden, lengths); call it after each layer.")
-    _require(seen == list(range(len(seen))), f"{name}: tap's layers must count 0, 1, …, found {seen}.")
-    altered, _ = encoder(features, lengths, lambda layer, hidden, given: torch.zeros_like(hidden))
-    for row, length in enumerate(out.tolist()):
-        _require(_close(plain[row, :length], tapped[row, :length]), f"{name}: a tap that alters nothing has an effect.")
-    changed = not _close(plain[1, : int(out[1])], altered[1, : int(out[1])])
-    _require(changed, f"{name}: goes on without what tap returns; it must replace the layer's output.")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:  # not `assert`, which python -O leaves out
-        raise AssertionError(message)
-
-
-def _require_attributes(component: Any, **kinds: Any) -> None:
-    name = type(component).__name__
-    for attribute, kind in kinds.items():
-        _require(hasattr(component, attribute), f"{name}: has no attribute '{attribute}'.")
-        value: Any = getattr(component, attribute)
-        positive = type(value) is kind and value > 0
-        _require(positive, f"{name}: {attribute}={value!r} must be a positive {kind.__name__}.")
-    _require(callable(getattr(component, "output_lengths", None)), f"{name}: has no method 'output_lengths'.")
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE)
-
-
-def _difference(one: Tensor, other: Tensor) -> str:
-    return f"{(one - other).abs().max():.2g}" if one.shape == other.shape else f"shape {tuple(one.shape)}"

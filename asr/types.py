@@ -101,6 +101,10 @@ class Word:
     confidence: float
     """From 0 to 1; how it is computed is the decoder's to say."""
 
+    def later(self, seconds: float) -> Word:
+        """The same word, so many seconds later."""
+        return replace(self, start=round(self.start + seconds, 3), end=round(self.end + seconds, 3))
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -128,16 +132,32 @@ class Partial:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """What was recognized between two pauses, or cuts, of a recording."""
+
+    text: str
+    start: float
+    """Where the first word begins, in seconds from the start of the audio; of the segment if it has no words."""
+    end: float
+    words: tuple[Word, ...] = ()
+    hypotheses: tuple[Hypothesis, ...] = ()
+    """The n-best list, best first."""
+
+
+@dataclass(frozen=True)
 class Transcript:
-    """What was recognized in one audio file."""
+    """What was recognized in one recording."""
 
     audio: str
+    """The path of the file; empty for an array."""
     text: str
     words: tuple[Word, ...]
     duration: float
     """Seconds of audio."""
     hypotheses: tuple[Hypothesis, ...] = ()
-    """The n-best list, best first."""
+    """The n-best list, best first, of a recording that was run in one piece; each segment has its own."""
+    segments: tuple[Segment, ...] = field(default=(), kw_only=True)
+    """Those in which something was recognized, in order; together they have all the words."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
-"""Best-path decoding: the likeliest label of every frame, repetitions merged, blanks removed."""
+"""Best-path decoding, offline and streaming: the likeliest label of every frame, repetitions merged, blanks removed."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from asr.decoders.bias import Bias
-from asr.types import Emissions, Hypothesis, Word
+from asr.types import Emissions, Hypothesis, Partial, Word
 
 
 class Spelling(Protocol):
@@ -51,24 +52,97 @@ class Greedy:
 
     def __call__(self, emissions: Emissions) -> list[list[Hypothesis]]:
         """(B, T, V) log-probabilities as NumPy → the one best hypothesis of each utterance."""
-        log_probs = self.bias(np.asarray(emissions.log_probs))
-        best = log_probs.argmax(-1)
-        scores = np.take_along_axis(log_probs, best[..., None], -1)[..., 0]
-        return [
-            [self._hypothesis(path[:length], score[:length], emissions.frame_seconds)]
-            for path, score, length in zip(best, scores, emissions.lengths, strict=True)
-        ]
+        best, scores = self._best(np.asarray(emissions.log_probs))
+        found = []
+        for path, score, length in zip(best, scores, emissions.lengths, strict=True):
+            state = self.start()
+            self._take(path[:length], score[:length], emissions.frame_seconds, state)
+            found.append(self.finish(state))
+        return found
 
-    def _hypothesis(self, path: np.ndarray, scores: np.ndarray, frame_seconds: float) -> Hypothesis:
+    def start(self) -> GreedyState:
+        """The state of a stream of which nothing was heard."""
+        return GreedyState()
+
+    def step(self, emissions: Emissions, state: GreedyState) -> Partial:
+        """Take the next (1, T, V) log-probabilities of a stream; the state is changed.
+
+        Returns:
+            the words that have ended, because another one has begun, and the rest as it looks now.
+        """
+        best, scores = self._best(np.asarray(emissions.log_probs))
+        self._take(best[0], scores[0], emissions.frame_seconds, state)
+        starts = [k for k, run in enumerate(state.runs) if k and self.tokenizer.word_starts[run.label]]
+        words = self._words(state, starts[-1]) if starts else ()
+        return Partial(words, self.tokenizer.decode([run.label for run in state.runs]).strip())
+
+    def finish(self, state: GreedyState) -> list[Hypothesis]:
+        """End the stream: the best hypothesis of all of it."""
+        self._words(state, len(state.runs))
+        text = self.tokenizer.decode(state.labels).strip()
+        return [Hypothesis(text, tuple(state.labels), state.score, tuple(state.words))]
+
+    def _best(self, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B, T, V) → each frame's likeliest label (B, T), and its log-probability (B, T)."""
+        log_probs = self.bias(log_probs)
+        best = log_probs.argmax(-1)
+        return best, np.take_along_axis(log_probs, best[..., None], -1)[..., 0]
+
+    def _take(self, path: np.ndarray, scores: np.ndarray, frame_seconds: float, state: GreedyState) -> None:
+        state.frame_seconds = frame_seconds
         if not len(path):
-            return Hypothesis("", (), 0.0)
+            return
+        state.score += float(scores.sum())
         starts = np.flatnonzero(np.diff(path, prepend=-1))
-        ends = np.append(starts[1:], len(path))
-        peaks = np.maximum.reduceat(scores, starts)
-        keep = path[starts] != 0
-        labels = [int(label) for label in path[starts][keep]]
-        words = collect_words(labels, starts[keep], ends[keep], peaks[keep], self.tokenizer, frame_seconds)
-        return Hypothesis(self.tokenizer.decode(labels).strip(), tuple(labels), float(scores.sum()), words)
+        stops, peaks = np.append(starts[1:], len(path)), np.maximum.reduceat(scores, starts)
+        for label, start, stop, peak in zip(path[starts].tolist(), starts, stops, peaks, strict=True):
+            if start == 0 and label == state.last:  # the run goes on
+                if label:
+                    run = state.runs[-1]
+                    run.end, run.peak = state.frame + int(stop), max(run.peak, float(peak))
+            elif label:
+                state.runs.append(Run(label, state.frame + int(start), state.frame + int(stop), float(peak)))
+        state.last, state.frame = int(path[-1]), state.frame + len(path)
+
+    def _words(self, state: GreedyState, stop: int) -> tuple[Word, ...]:
+        """Move the first `stop` runs, which are whole words, into the state's words."""
+        runs, state.runs = state.runs[:stop], state.runs[stop:]
+        labels = [run.label for run in runs]
+        starts, ends, peaks = (np.array([getattr(run, key) for run in runs]) for key in ("start", "end", "peak"))
+        words = collect_words(labels, starts, ends, peaks, self.tokenizer, state.frame_seconds, state.before)
+        state.before = runs[-1].end if runs else state.before
+        state.labels += labels
+        state.words += words
+        return words
+
+
+@dataclass
+class Run:
+    """Successive frames of a label; ends with the frame before `end`."""
+
+    label: int
+    start: int
+    end: int
+    peak: float
+    """The highest log-posterior among them."""
+
+
+@dataclass
+class GreedyState:
+    """Where a stream is."""
+
+    frame: int = 0
+    frame_seconds: float = 0.0
+    score: float = 0.0
+    last: int = 0
+    """The label of the last frame."""
+    runs: list[Run] = field(default_factory=list)
+    """Of labels whose word may go on."""
+    labels: list[int] = field(default_factory=list)
+    """Those before."""
+    words: list[Word] = field(default_factory=list)
+    before: int = -1
+    """The frame after the last of these labels."""
 
 
 def collect_words(

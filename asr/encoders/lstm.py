@@ -79,21 +79,21 @@ class Lstm(RecurrentEncoder):
         """The state of a stream of which nothing was heard."""
         return LstmState(self.subsampling.start(), Windows(self.lookahead + 1, after=self.lookahead))
 
-    def step(self, features: Tensor, state: LstmState) -> Tensor:
+    def step(self, features: Tensor, state: LstmState, tap: Tap | None = None) -> Tensor:
         """The next features (1, T, input_dim) of a stream → hidden (1, T', dim), all that they complete."""
-        return self._step(features, state, last=False)
+        return self._step(features, state, tap, last=False)
 
-    def finish(self, state: LstmState) -> Tensor:
+    def finish(self, state: LstmState, tap: Tap | None = None) -> Tensor:
         """End the stream: its last hidden vectors (1, T', dim)."""
         parameter = next(self.parameters())
-        return self._step(parameter.new_zeros(1, 0, self.input_dim), state, last=True)
+        return self._step(parameter.new_zeros(1, 0, self.input_dim), state, tap, last=True)
 
     @torch.no_grad()
-    def _step(self, features: Tensor, state: LstmState, last: bool) -> Tensor:
+    def _step(self, features: Tensor, state: LstmState, tap: Tap | None, last: bool) -> Tensor:
         x = self.subsampling.step(features, state.subsampling, last)
         if x.shape[1]:
             lengths = torch.tensor([x.shape[1]])
-            x, _ = self._run(Padded(lengths, x.shape[1], x.device, state.memory), x)
+            x, _ = self._run(Padded(lengths, x.shape[1], x.device, state.memory), x, tap)
         else:
             x = x.new_zeros(1, 0, self.dim)
         x = state.ahead.take(x, last)

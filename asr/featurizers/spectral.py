@@ -1,10 +1,13 @@
 """Short-time spectra: linear, mel and cepstral.
 
 Frames are never centred: frame t covers samples t·hop … t·hop + n_fft, so that no frame of an utterance reads what
-lies past its end, and a padded batch gives what each utterance alone gives. Filters and transforms are torchaudio's.
+lies past its end, and a padded batch gives what each utterance alone gives, and a stream what the whole gives. Filters
+and transforms are torchaudio's.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +15,16 @@ import torchaudio
 from torch import Tensor, nn
 
 from asr.errors import ConfigError
+
+
+@dataclass
+class SpectrogramState:
+    """Where a featurizer stopped in a stream; `step` changes it."""
+
+    kept: Tensor | None = None
+    """(1, N) samples of frames that are not complete."""
+    frames: int = 0
+    """That it has given."""
 
 
 class Spectrogram(nn.Module):
@@ -44,6 +57,25 @@ class Spectrogram(nn.Module):
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Frames of utterances of so many samples; one at the least."""
         return ((lengths - self.n_fft) // self.hop + 1).clamp(min=1)
+
+    def start(self) -> SpectrogramState:
+        """The state of a stream of which nothing was heard."""
+        return SpectrogramState()
+
+    def step(self, waveforms: Tensor, state: SpectrogramState) -> Tensor:
+        """The next waveform (1, N) of a stream → features (1, T, dim), all that it completes; the state is changed."""
+        kept = waveforms if state.kept is None else torch.cat([state.kept, waveforms], 1)
+        frames = max(0, (kept.shape[1] - self.n_fft) // self.hop + 1)
+        state.frames, state.kept = state.frames + frames, kept[:, frames * self.hop :]
+        if not frames:
+            return waveforms.new_zeros(1, 0, self.dim)
+        return self(kept[:, : (frames - 1) * self.hop + self.n_fft], torch.tensor([kept.shape[1]]))[0]
+
+    def finish(self, state: SpectrogramState) -> Tensor:
+        """End the stream: one more frame (1, 1, dim) if it had none at all, else none."""
+        if state.frames or state.kept is None:
+            return self.window.new_zeros(1, 0, self.dim)
+        return self(state.kept, torch.tensor([state.kept.shape[1]]))[0]
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return (self.spectrum(waveforms) + self.floor).log(), self.output_lengths(lengths)

@@ -165,9 +165,28 @@ class Unused(Encoder):
         self.forgotten = nn.Linear(3, 3)
 
 
+class Rushed(Encoder):
+    """Its stream takes the mean of each piece away, not of the utterance."""
+
+    def forward(self, features: Tensor, lengths: Tensor, tap=None) -> tuple[Tensor, Tensor]:
+        mask = torch.arange(features.shape[1])[None, :, None] < lengths[:, None, None]
+        features = features.masked_fill(~mask, 0)
+        return super().forward(features - features.sum(1, keepdim=True) / lengths[:, None, None], lengths, tap)
+
+    def start(self) -> None:
+        pass
+
+    def step(self, features: Tensor, state: None) -> Tensor:
+        return self.run(features - features.mean(1, keepdim=True))
+
+    def finish(self, state: None) -> Tensor:
+        return torch.zeros(1, 0, self.dim)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (Rushed, "a stream in pieces of 1 gives other numbers than the whole"),
         (UnpackedBlstm, "padding or neighbours leak"),
         (UnmaskedConvolution, "padding or neighbours leak"),
         (UnmaskedBatchStatistics, "padding or neighbours leak"),

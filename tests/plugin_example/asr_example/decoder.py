@@ -8,7 +8,7 @@ from asr.decoders import Greedy
 from asr.types import Emissions, Hypothesis
 
 
-class EagerGreedy(Greedy):
+class EagerGreedy:
     """Best-path decoding in which blank is made less likely: fewer deletions, more insertions.
 
     Args:
@@ -17,10 +17,9 @@ class EagerGreedy(Greedy):
     """
 
     def __init__(self, tokenizer, penalty: float = 0.5):
-        super().__init__(tokenizer)
-        self.penalty = penalty
+        self.greedy, self.penalty = Greedy(tokenizer), penalty
 
     def __call__(self, emissions: Emissions) -> list[list[Hypothesis]]:
         log_probs = np.array(emissions.log_probs)
         log_probs[..., 0] -= self.penalty
-        return super().__call__(replace(emissions, log_probs=log_probs))
+        return self.greedy(replace(emissions, log_probs=log_probs))
