@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from asr.aligner import align
     from asr.errors import AsrError
     from asr.recognizer import Recognizer, load
-    from asr.types import Hypothesis, Transcript, Utterance, Word
+    from asr.types import Hypothesis, Segment, Transcript, Utterance, Word
 
-__all__ = ["AsrError", "Hypothesis", "Recognizer", "Transcript", "Utterance", "Word", "align", "load"]
+__all__ = ["AsrError", "Hypothesis", "Recognizer", "Segment", "Transcript", "Utterance", "Word", "align", "load"]
 
 _HOMES = {
     "AsrError": "asr.errors",
     "Hypothesis": "asr.types",
     "Recognizer": "asr.recognizer",
+    "Segment": "asr.types",
     "Transcript": "asr.types",
     "Utterance": "asr.types",
     "Word": "asr.types",

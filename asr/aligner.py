@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from asr.data.audio import audio_duration
+from asr.data.audio import audio_duration, read_blocks
 from asr.decoders.alignment import align as align_labels
 from asr.decoders.greedy import collect_words
 from asr.errors import AsrError, AudioError, DataError
 from asr.pipeline import Pipeline
 from asr.recognizer import Recognizer, load
-from asr.segmentation import CONTEXT, WINDOW, LongAudio, long_emissions
+from asr.recordings import Recording
+from asr.segmentation import CONTEXT, WINDOW, long_emissions
 from asr.types import AlignedTranscript, Utterance, Word
 
 
@@ -64,7 +66,8 @@ def align_each(
             emissions = recognizer.emissions([samples for *_, samples in batch]).numpy()
             for row, (k, utterance, samples) in enumerate(batch):
                 part = np.asarray(emissions.log_probs)[row, : emissions.lengths[row]]
-                yield numbers[k], _align(recognizer, utterance, [part], len(samples) / recognizer.sample_rate)
+                duration = partial(float, len(samples) / recognizer.sample_rate)
+                yield numbers[k], _align(recognizer, utterance, [part], duration)
 
 
 def _is_long(utterance: Utterance) -> bool:
@@ -77,19 +80,22 @@ def _is_long(utterance: Utterance) -> bool:
 
 
 def _align_long(recognizer: Recognizer, u: Utterance) -> AlignedTranscript | AsrError:
-    try:
-        samples = LongAudio(u.audio_filepath, recognizer.sample_rate, u.offset, u.duration, recognizer.channel)
-    except AsrError as error:
-        return error
-    return _align(recognizer, u, long_emissions(recognizer, samples), len(samples) / recognizer.sample_rate)
+    rate = recognizer.sample_rate
+    recording = Recording(u.audio_filepath, rate, recognizer.model.frame_seconds)
+    blocks = recording.count(read_blocks(u.audio_filepath, rate, u.offset, u.duration, recognizer.channel))
+    return _align(recognizer, u, long_emissions(recognizer, blocks), lambda: recording.seconds)
 
 
 def _align(
-    recognizer: Recognizer, utterance: Utterance, parts: Iterable[np.ndarray], seconds: float
+    recognizer: Recognizer, utterance: Utterance, parts: Iterable[np.ndarray], seconds: Callable[[], float]
 ) -> AlignedTranscript | AsrError:
-    """Align an utterance's emissions, which come in parts (T', V), with its text."""
+    """Align an utterance's emissions, which come in parts (T', V), with its text.
+
+    Args:
+        seconds: its duration, known when all parts have come.
+    """
     tokenizer = recognizer.pipeline.tokenizer
-    frame_seconds, duration = recognizer.model.frame_seconds, round(seconds, 3)
+    frame_seconds = recognizer.model.frame_seconds
     try:
         if utterance.text is None:
             raise DataError("There is no 'text' to align.")
@@ -102,8 +108,11 @@ def _align(
     except AsrError as error:
         return type(error)(f"{utterance.audio_filepath}: {error}")
 
+    duration = seconds()
+    end = round(duration, 3)
+
     def place(word: Word) -> Word:  # the last frame may reach beyond the audio
-        return Word(word.text, min(word.start, duration), min(word.end, duration), word.confidence)
+        return Word(word.text, min(word.start, end), min(word.end, end), word.confidence)
 
     words = collect_words(labels, found.starts, found.ends, found.log_posteriors, tokenizer, frame_seconds)
     spelled = [
@@ -118,7 +127,7 @@ def _align(
         audio=utterance.audio_filepath,
         text=tokenizer.decode(labels).strip(),
         words=tuple(map(place, words)),
-        duration=seconds,
+        duration=duration,
         labels=tuple(map(place, spelled)),
         score=min(0.0, (found.score - best) / max(1, len(labels))),
         heard=_collapse(np.concatenate(heard), tokenizer),

@@ -82,13 +82,13 @@ def test_batches_make_no_difference(files, batch_seconds):
 
 
 def test_batches_are_bounded(recognizer, files, monkeypatch):
-    recognizer.batch_seconds, sizes, real = 3.0, [], recognizer.recognize
+    recognizer.batch_seconds, sizes, real = 3.0, [], recognizer.emissions
 
     def counted(waveforms):
         sizes.append(len(waveforms) * max(map(len, waveforms)))
         return real(waveforms)
 
-    monkeypatch.setattr(recognizer, "recognize", counted)
+    monkeypatch.setattr(recognizer, "emissions", counted)
     recognizer.transcribe(files)
     assert max(sizes) <= 3.0 * 16000 and 5 < len(sizes) < 10
 
