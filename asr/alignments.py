@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asr.errors import AsrError, ConfigError, DataError, near_matches
+from asr.errors import AsrError, ConfigError, DataError
 from asr.evaluation.files import check_folder
+from asr.recordings import in_order
 from asr.types import AlignedTranscript, Utterance
-from asr.writers import to_aligned_json, to_ctm, to_textgrid
+from asr.writers import check_formats, to_aligned_json, to_ctm, to_textgrid
+from asr.writers.files import recording_names, safe_names, whole_file
 
 JSON, CTM, SUSPICIOUS = "alignments.jsonl", "alignments.ctm", "suspicious.jsonl"
 FORMATS = ("json", "ctm", "textgrid")
@@ -50,7 +51,7 @@ class AlignmentFolder:
         overwrite: bool = False,
         channel: int | None = None,
     ):
-        check_formats(formats)
+        check_formats(formats, FORMATS)
         self.folder, self.formats, self.utterances, self.channel = Path(folder), formats, utterances, channel
         self.names = [f"{name}.TextGrid" for name in safe_names([utterance.id for utterance in utterances])]
         self.recordings = recording_names([utterance.audio_filepath for utterance in utterances])
@@ -73,7 +74,7 @@ class AlignmentFolder:
             others with their `score`, the worst first, what the recognizer `heard`, and the least certain word.
         """
         rows, words = [], []
-        with _whole(self.folder / JSON) if "json" in self.formats else nullcontext() as lines:
+        with whole_file(self.folder / JSON, "out") if "json" in self.formats else nullcontext() as lines:
             for index, result in in_order(results):
                 utterance = self.utterances[index]
                 rows.append(_suspicion(utterance, result))
@@ -85,30 +86,16 @@ class AlignmentFolder:
                     name = self.recordings[utterance.audio_filepath]
                     words += to_ctm(result, name, self.channel, utterance.offset).splitlines()
                 if "textgrid" in self.formats:
-                    with _whole(self.folder / self.names[index]) as file:
+                    with whole_file(self.folder / self.names[index], "out") as file:
                         file.write(to_textgrid(result) + "\n")
         if "ctm" in self.formats:  # sclite wants it sorted
             words.sort(key=lambda line: (line.split()[0], float(line.split()[2])))
-            with _whole(self.folder / CTM) as file:
+            with whole_file(self.folder / CTM, "out") as file:
                 file.writelines(line + "\n" for line in words)
         rows.sort(key=lambda row: row.get("score", -float("inf")))
-        with _whole(self.folder / SUSPICIOUS) as file:
+        with whole_file(self.folder / SUSPICIOUS, "out") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         return rows
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[TextIO]:
-    """A text file that is there whole or not at all."""
-    partial = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}). Choose another folder with out=DIR.") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _suspicion(utterance: Utterance, result: AlignedTranscript | AsrError) -> dict[str, Any]:
@@ -169,52 +156,3 @@ def format_alignment(form: str, transcript: AlignedTranscript, utterance: Uttera
         [name] = recording_names([utterance.audio_filepath]).values()
         return to_ctm(transcript, name, channel, utterance.offset)
     return to_textgrid(transcript) if form == "textgrid" else to_aligned_json(transcript, utterance)
-
-
-def check_formats(formats: Sequence[str]) -> None:
-    """Raise a ConfigError if there is no such format."""
-    for name in formats:
-        if name not in FORMATS:
-            raise ConfigError(f"format={name}: no such format. {near_matches(name, FORMATS)}")
-    if not formats:
-        raise ConfigError(f"format: which one? Any of {', '.join(FORMATS)}: format=[json,ctm].")
-
-
-def in_order(results: Results) -> Iterator[tuple[int, AlignedTranscript | AsrError]]:
-    """The same results, sorted by their numbers, as soon as all before them have come."""
-    waiting: dict[int, AlignedTranscript | AsrError] = {}
-    following = 0
-    for index, result in results:
-        waiting[index] = result
-        while following in waiting:
-            yield following, waiting.pop(following)
-            following += 1
-
-
-def safe_names(names: Sequence[str]) -> list[str]:
-    """File names that any system takes, without white space, all different: what is not safe becomes `_`.
-
-    >>> safe_names(["a/b c", "a_b_c", "语音"])
-    ['a_b_c', 'a_b_c-2', '语音']
-    """
-    found: list[str] = []
-    taken: set[str] = set()
-    for name in names:
-        safe = re.sub(r"[^\w.,=@+-]+", "_", name).strip("_.-")[-60:] or "_"
-        unique, k = safe, 1
-        while unique.lower() in taken:  # some systems do not tell A from a
-            k += 1
-            unique = f"{safe}-{k}"
-        taken.add(unique.lower())
-        found.append(unique)
-    return found
-
-
-def recording_names(paths: Iterable[str]) -> dict[str, str]:
-    """A name for each audio file: its stem, or where two have the same, its path below the folder of all."""
-    files = list(dict.fromkeys(paths))
-    stems = [os.path.splitext(os.path.basename(path))[0] for path in files]
-    if len(set(stems)) < len(stems):
-        common = os.path.commonpath(map(os.path.abspath, files))
-        stems = [os.path.splitext(os.path.relpath(path, common))[0] for path in files]
-    return dict(zip(files, safe_names(stems), strict=True))

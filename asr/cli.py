@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from asr import plugins
+from asr.data.containers import STDIN
 from asr.errors import AsrError, ConfigError, near_matches
 
 COMMANDS = {
@@ -33,18 +34,21 @@ PATH_KEYS = (
     "data.train", "data.validation", "data.test", "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json",
     "transcript", "decoder.lm", "decoder.label_lm", "decoder.beam.lm", "decoder.beam.label_lm",
     "decoder.label_prior", "decoder.beam.label_prior", "sentences", "lm_path",
-    "model", "train", "test", "arpa",
+    "model", "train", "test", "arpa", "output",
 )  # fmt: skip
 """Keys whose values are taken literally: paths, and the transcript to align."""
 FLAGS_WITH_VALUE = (
     "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c",
     "--experimental-rerun",
 )  # fmt: skip
-NULLABLE = dict.fromkeys(("threads", "max_steps", "channel", "utterances", "freeze_epochs"), int | None)
-"""The types of keys whose default is null."""
+NULLABLE = {
+    **dict.fromkeys(("threads", "max_steps", "channel", "utterances", "freeze_epochs"), int | None),
+    "endpoint": float | None,
+}
+"""The types of keys that may be null."""
 LEAST = {
     "epochs": 1, "max_steps": 1, "threads": 1, "channel": 0, "utterances": 1, "blocks": 1, "steps": 1, "rounds": 1,
-    "worst": 0, "fresh_utterances": 0, "last": 2, "freeze_epochs": 1, "pocketsphinx": 0,
+    "worst": 0, "fresh_utterances": 0, "last": 2, "freeze_epochs": 1, "pocketsphinx": 0, "max_segment": 1,
 }  # fmt: skip
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
@@ -138,6 +142,9 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
         except AsrError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
+        except BrokenPipeError:  # what reads our output has enough, such as `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
+            raise SystemExit(141) from None
 
     sys.argv = [argv[0], *options]
     try:
@@ -188,7 +195,8 @@ def split_arguments(arguments: list[str], takes_files: bool) -> tuple[list[str],
     for word in arguments:
         if previous in ("--info", "-i") and word not in INFO:
             flags.append("all")
-        if previous in FLAGS_WITH_VALUE or (previous in ("--info", "-i") and word in INFO) or word.startswith("-"):
+        is_flag = word.startswith("-") and not (takes_files and word == STDIN)
+        if previous in FLAGS_WITH_VALUE or (previous in ("--info", "-i") and word in INFO) or is_flag:
             flags.append(word)
         elif word.startswith("~"):
             options.append(word)

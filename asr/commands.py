@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr import plugins
-from asr.data.audio import AUDIO_SUFFIXES
 from asr.errors import AsrError, ConfigError
 
 if TYPE_CHECKING:
@@ -124,39 +122,10 @@ def _bundle_of(checkpoint: Path) -> Path:
 
 
 def transcribe(config: dict[str, Any], files: list[str] | None = None) -> None:
-    """Transcribe files and folders; go on when one is broken, and exit with status 1 at the end."""
-    if not files:
-        raise ConfigError("Which audio? Name files or folders: transcribe checkpoint=… a.wav talks/")
-    from asr.types import Utterance
-    from asr.writers import writer
+    """Transcribe files and folders, or standard input live."""
+    from asr.transcription import transcribe
 
-    write = writer(config["format"])
-    found = {path: list(find_audio([path])) for path in files}
-    utterances = [Utterance(audio) for path in files for audio in found[path]]
-    empty = [path for path in files if not found[path]]
-    looked_for = f"(looked for {', '.join(sorted(AUDIO_SUFFIXES))})"
-    if not utterances:
-        raise ConfigError(f"No audio files in {', '.join(files)} {looked_for}.")
-    for path in empty:
-        print(f"error: {path}: the folder holds no audio files {looked_for}.", file=sys.stderr)
-    failed = len(empty)
-    recognizer = _load(config)
-    waiting: dict[int, Any] = {}
-    following = 0
-    for index, result in recognizer.transcribe_each(utterances):
-        waiting[index] = result
-        while following in waiting:  # printed in the order in which they were named
-            result = waiting.pop(following)
-            following += 1
-            if isinstance(result, AsrError):
-                failed += 1
-                print(f"error: {result}", file=sys.stderr)
-            else:
-                print(write(result), flush=True)
-    if failed:
-        what = f"{len(utterances) + len(empty)} files{' and folders' if empty else ''}"
-        print(f"error: {failed} of {what} could not be transcribed.", file=sys.stderr)
-        raise SystemExit(1)
+    transcribe(config, files or [])
 
 
 def _load(config: dict[str, Any]) -> Recognizer:
@@ -168,23 +137,14 @@ def _load(config: dict[str, Any]) -> Recognizer:
     )  # fmt: skip
 
 
-def find_audio(paths: list[str]) -> Iterator[str]:
-    """The files named, and the audio files in the folders named, sorted."""
-    for path in paths:
-        if os.path.isdir(path):
-            found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-            yield from sorted(name for name in found if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES)
-        else:
-            yield path
-
-
 def align(config: dict[str, Any], files: list[str] | None = None) -> None:
     """Find the words of transcripts in their audio; go on when one fails, and exit with status 1 at the end."""
-    from asr.alignments import AlignmentFolder, check_formats, format_alignment, print_suspicious, recording
+    from asr.alignments import FORMATS, AlignmentFolder, format_alignment, print_suspicious, recording
     from asr.data.index import ManifestIndex
+    from asr.writers import check_formats
 
     formats = [config["format"]] if isinstance(config["format"], str) else config["format"] or []
-    check_formats(formats)
+    check_formats(formats, FORMATS)
     manifest = ManifestIndex(config["manifest"]) if config["manifest"] else None
     if manifest is not None and (files or config["transcript"] is not None):
         raise ConfigError("manifest=… names the audio and holds the texts: leave the audio file and transcript=… out.")

@@ -16,7 +16,6 @@ import torch
 import asr
 from asr import recognizer as recognizer_module
 from asr.aligner import align_each
-from asr.alignments import recording_names, safe_names
 from asr.bundle import pipeline_config, save_bundle
 from asr.cli import run
 from asr.decoders import Greedy
@@ -378,14 +377,3 @@ def test_what_cannot_be(world, refused):
     assert "none.jsonl: no such manifest" in refused("manifest=none.jsonl", "out=out")
     assert "worst=-1: must be 0 or more" in refused("manifest=m.jsonl", "out=out", "worst=-1")
     assert not (world / "out").exists()
-
-
-def test_names_of_files():
-    names = ["a/b c", "a_b_c", "A/B C", "..", "", "语音/1", "x" * 300, "x" * 300, "..\\a", 'say "so"?']
-    found = safe_names(names)
-    assert found[:6] == ["a_b_c", "a_b_c-2", "A_B_C-3", "_", "_-2", "语音_1"]
-    assert len({name.lower() for name in found}) == len(names)
-    assert all(len(name.encode()) < 240 and not set(name) & set('/\\:*?"<>| ') for name in found)
-    assert recording_names(["/x/a/1.wav", "/x/b/2.wav", "/x/a/1.wav"]) == {"/x/a/1.wav": "1", "/x/b/2.wav": "2"}
-    assert recording_names(["/x/a/1.wav", "/x/b/1.wav"]) == {"/x/a/1.wav": "a_1", "/x/b/1.wav": "b_1"}
-    assert recording_names([]) == {}

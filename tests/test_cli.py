@@ -232,7 +232,7 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture, monkeypatc
         ("transcribe", "checkpoint=x", ["Which audio?"]),
         ("export", "checkpoint=x", ["out: has to be given: out=…"]),
         ("export", "out=x", ["checkpoint: has to be given: checkpoint=…"]),
-        ("transcribe", "engin=onnx", ["engin: there is no such option", "Did you mean engine?"]),
+        ("transcribe", "engin=onnx", ["engin: there is no such option", "Did you mean engine"]),
         ("prepare", "corpus=an4", ["out: has to be given: out=…"]),
         ("average", "checkpoints=[a,b]", ["out: has to be given: out=…"]),
         ("prepare", "out=x", ["corpus: which one?", "an4"]),
@@ -401,10 +401,10 @@ def test_folders_without_audio(
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()
     # the audio is looked at ahead of the model
-    assert "No audio files in empty (looked for .aif," in refused("transcribe", "checkpoint=nowhere", "empty")
+    assert "No audio files in empty (looked for .3gp," in refused("transcribe", "checkpoint=nowhere", "empty")
 
     class Fake:
-        def transcribe_each(self, utterances):
+        def transcribe_each(self, utterances, progress):
             for index, utterance in enumerate(utterances):
                 audio = utterance.audio_filepath
                 yield index, AudioError("b.FLAC: bad") if "b." in audio else Transcript(audio, "hello", (), 1.0, ())
@@ -418,7 +418,7 @@ def test_folders_without_audio(
     captured = capsys.readouterr()
     assert stopped.value.code == 1
     assert captured.out == "talks/a.wav\thello\ntalks/deep/c.w64\thello\none.xyz\thello\n"
-    assert "error: empty: the folder holds no audio files (looked for .aif" in captured.err
+    assert "error: empty: the folder holds no audio files (looked for .3gp" in captured.err
     assert "error: b.FLAC: bad" in captured.err
     assert "error: 2 of 5 files and folders could not be transcribed." in captured.err
     run("transcribe", ["checkpoint=x", "talks/deep"])

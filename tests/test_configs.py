@@ -72,7 +72,7 @@ def test_commands_compose(command: str) -> None:
 @pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith(("experiment/", "ablation/"))])
 def test_each_config_holds_arguments_of_its_class(name: str) -> None:
     group, leaf = name.split("/")
-    command = "train_lm" if group == "lm" else "train"
+    command = {"lm": "train_lm", "vad": "transcribe"}.get(group, "train")
     config = composed(command, f"{group}=[{leaf}]" if group in LISTS else f"{group}={leaf}")[group]
     for part in config.values() if group in LISTS else [config]:
         target = part["_target_"]
