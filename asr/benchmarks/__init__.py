@@ -13,6 +13,7 @@ from asr.errors import ConfigError, near_matches
 BENCHMARKS = {
     "training": "our step over the bare kernels, and waiting for data",
     "transcription": "real-time factor of files, one at a time and together",
+    "long": "an hour in one file beside its utterances in files of their own",
     "decoding": "our beam search beside other decoders: speed, and how good what they find is",
     "folds": "what beam search and language models gain, on the runs of a cross-validation",
     "word_times": "how far words are from where they are spoken, by decoder and aligner",
@@ -25,6 +26,7 @@ UTTERANCES = {
     "decoding": 16,
     "folds": 0,
     "word_times": 0,
+    "long": 0,
     "ablation": 0,
     "speechbrain": 0,
 }

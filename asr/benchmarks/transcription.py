@@ -84,7 +84,7 @@ def transcription(config: Mapping[str, Any], folder: Path) -> tuple[list[Measure
 def _utterances(config: Mapping[str, Any], folder: Path) -> tuple[list[Utterance], str]:
     limit = config["utterances"]
     if config["audio"]:
-        from asr.commands import find_audio
+        from asr.transcription import find_audio
 
         paths = [config["audio"]] if isinstance(config["audio"], str) else config["audio"]
         found = [Utterance(path) for path in find_audio(paths)][:limit]

@@ -26,7 +26,7 @@ from asr.evaluation.counts import count_words
 from asr.evaluation.files import write_results
 from asr.evaluation.result import make_results
 from asr.lm.lstm import Lstm
-from asr.types import Utterance
+from asr.types import Utterance, Word
 from tests.test_recognizer import CONFIG, pipeline
 
 SMALL = ("encoder.layers=2", "encoder.width=8", "encoder.channels=2", "trainer.accelerator=cpu", "device=cpu")
@@ -345,3 +345,45 @@ def test_a_speechbrain_model_learns_what_the_run_learned(tmp_path, runs):
     assert found["setting"]["trained on"] == f"{len(train)} utterances"
     ours, theirs = (found["results"][f"{name}: WER"]["value"] for name in ("ours", "SpeechBrain"))
     assert found["results"]["ratio WER"]["value"] == pytest.approx(ours / theirs)
+
+
+def test_long(tmp_path, runs):
+    """Untrained, so that what is recognized is of no use; but the parts of the recording and the sums must agree."""
+    manifest = runs[0] / "validation.jsonl"
+    found = benchmark("long", tmp_path, f"manifest={manifest}", f"checkpoint={runs[0]}", "minutes=1.2", "vad=none")
+    value = {name: measured["value"] for name, measured in found["results"].items()}
+    assert value["difference"] == pytest.approx(value["long"] - value["alone"])
+    assert 0 <= value["moved"] <= 100 and 0 <= value["usual"] <= 100 and value["compared"] >= 0
+    assert value["segments"] >= 2 and value["memory"] > 0 and value["long_rtf"] > 0
+    utterances = int(found["setting"]["recording"].split(", ")[1].split()[0])
+    words = [len(json.loads(line)["text"].split()) for line in manifest.open()]
+    spoken = sum(itertools.islice(itertools.cycle(words), utterances))
+    assert 72 / 2.5 < utterances < 72 / 1.6  # each has a second, and a pause of 0.6 to 1.5 s
+    assert f"/ {spoken}," in found["results"]["long"]["note"]
+    for missing in ("checkpoint", "manifest"):
+        with pytest.raises(SystemExit):
+            benchmark("long", tmp_path, *[f"{name}=x" for name in ("checkpoint", "manifest") if name != missing])
+
+
+def test_utterances_are_joined_and_found_again(tmp_path, runs):
+    from asr.benchmarks.long import PAUSES, Place, time_shifts, words_of, write_joined
+    from asr.data.audio import read_audio
+
+    utterances = list(ManifestIndex(runs[0] / "validation.jsonl"))
+    places = write_joined(tmp_path / "a.wav", utterances, 10.0, 16000, seed=0)
+    assert [place.utterance for place in places] == [k % 3 for k in range(len(places))]
+    joined = read_audio(tmp_path / "a.wav", 16000)
+    for place in places:
+        said = joined[round(16000 * place.start) : round(16000 * place.end)]
+        assert np.abs(said - read_audio(utterances[place.utterance].audio_filepath, 16000)).max() < 1e-4
+    pauses = [after.start - before.end for before, after in itertools.pairwise(places)]
+    assert PAUSES[0] <= min(pauses) < max(pauses) <= PAUSES[1]
+    assert 10 <= len(joined) / 16000 < 13
+
+    places = [Place(0, 0.0, 1.0), Place(1, 2.0, 3.0), Place(0, 4.0, 5.0)]
+    texts = ["a", "b", "a"]
+    words = [Word(text, start, start + 0.2, 1.0) for text, start in zip("abca", (0.1, 1.45, 3.6, 4.14), strict=True)]
+    found = words_of(words, places)
+    assert [[word.text for word in part] for part in found] == [["a"], ["b"], ["c", "a"]]
+    alone = [[Word(text, place.start + 0.1, place.start + 0.3, 1.0)] for text, place in zip(texts, places, strict=True)]
+    assert time_shifts(found, alone) == pytest.approx([0.0, 0.65])  # "c a" is another text
