@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, tee
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,8 +175,15 @@ class Segmenter:
             if spoken >= LEAST * rate:
                 yield stretch.close()
 
-        ours, theirs = tee(blocks)
-        for samples, speech in zip(ours, self.vad(theirs, rate), strict=True):
+        heard: list[np.ndarray] = []
+
+        def overheard() -> Iterator[np.ndarray]:  # not by `tee`, which keeps dozens of blocks
+            for samples in blocks:
+                heard.append(samples)
+                yield samples
+
+        for speech in self.vad(overheard(), rate):
+            samples = heard.pop(0)
             first = begin + len(waiting)
             waiting = np.concatenate([waiting, samples])
             last = begin + len(waiting)

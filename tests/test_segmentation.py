@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -175,3 +176,21 @@ def test_options_out_of_range():
     for options in ({"max_segment": 0.5}, {"min_pause": 0.0}):
         with pytest.raises(ConfigError, match=r"max_segment=.* must be 1 s or more, and min_pause=.* above 0"):
             Segmenter(**options)
+
+
+def test_blocks_are_let_go():
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def minutes():
+        nonlocal most
+        for _ in range(40):
+            block = recording((1.0, 50.0), seconds=60.0)
+            alive.append(weakref.ref(block))
+            yield block
+            del block
+            most = max(most, sum(one() is not None for one in alive))
+
+    for vad in (Everything(), Marked()):
+        assert sum(len(piece) for piece in Segmenter(vad).split(minutes(), RATE, FRAME)) > 40 * 45 * RATE
+    assert most <= 3
