@@ -55,8 +55,9 @@ def long(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement], di
     torch.set_num_threads(config["threads"] or 1)
     recognizer = load(
         config["checkpoint"], config["device"], batch_seconds=config["batch_seconds"], vad=config["vad"],
-        max_segment=config["max_segment"], min_pause=config["min_pause"],
+        max_segment=config["max_segment"], min_pause=config["min_pause"], threads=config["threads"] or 1,
     )  # fmt: skip
+    device = torch.device(recognizer.device)
     utterances = list(ManifestIndex(config["manifest"]))[: config["utterances"] or None]
     path = folder / "long.wav"
     places = write_joined(path, utterances, 60 * config["minutes"], recognizer.sample_rate, config["seed"])
@@ -95,10 +96,10 @@ def long(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement], di
         Measurement(
             "long_rtf", "one recording: real-time factor", (ended - between) / joined.duration, "s / s of audio"
         ),
-        Measurement("memory", "peak memory", peak_memory(recognizer.device), "MiB", target=1536),
+        Measurement("memory", "peak memory", peak_memory(device), "MiB", target=1536),
     ]
-    setting = machine(recognizer.device) | {
-        "model": f"{sum(p.numel() for p in recognizer.model.parameters()) / 1e6:.2f} M parameters",
+    setting = machine(device) | {
+        "model": _size(recognizer.model),
         "recording": f"{joined.duration / 60:.1f} min, {len(places)} utterances of {config['manifest']}",
         "vad": f"{config['vad']}, max_segment {config['max_segment']:g} s, min_pause {config['min_pause']:g} s",
     }
@@ -151,6 +152,12 @@ def time_shifts(joined: Sequence[Sequence[Word]], alone: Sequence[Sequence[Word]
 def _beyond(shifts: Sequence[float]) -> float:
     """The percentage that is above `SHIFT`."""
     return 100 * sum(shift > SHIFT for shift in shifts) / max(1, len(shifts))
+
+
+def _size(model: Any) -> str:
+    if hasattr(model, "content"):
+        return f"exported, {len(model.content) / 1e6:.1f} MB"
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters"
 
 
 def _transcribe(recognizer: Recognizer, utterances: Sequence[Utterance], cut: float = 0.0) -> list[Transcript]:
