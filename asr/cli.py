@@ -34,7 +34,7 @@ PATH_KEYS = (
     "data.train", "data.validation", "data.test", "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json",
     "transcript", "decoder.lm", "decoder.label_lm", "decoder.beam.lm", "decoder.beam.label_lm",
     "decoder.label_prior", "decoder.beam.label_prior", "sentences", "lm_path",
-    "model", "train", "test", "arpa", "output",
+    "model", "train", "test", "arpa", "output", "shards",
 )  # fmt: skip
 """Keys whose values are taken literally: paths, and the transcript to align."""
 FLAGS_WITH_VALUE = (
@@ -49,6 +49,7 @@ NULLABLE = {
 LEAST = {
     "epochs": 1, "max_steps": 1, "threads": 1, "channel": 0, "utterances": 1, "blocks": 1, "steps": 1, "rounds": 1,
     "worst": 0, "fresh_utterances": 0, "last": 2, "freeze_epochs": 1, "pocketsphinx": 0, "max_segment": 1,
+    "shard_size": 1,
 }  # fmt: skip
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")

@@ -37,8 +37,15 @@ def prepare(config: dict[str, Any]) -> None:
         raise ConfigError(f"corpus: which one? corpus={'|'.join(plugins.config_names('corpus'))}")
     console = _console()
     corpus = plugins.instantiate(config["corpus"], "corpus")
+    shards = config["shards"] and Path(config["shards"])
+    if shards:
+        from asr.corpora.shards import check_shards, write_shards
+
+        check_shards(shards, config["shard_format"])
     report = corpus.prepare(Path(config["out"]))
     console.print(report.table())
+    if shards:
+        report = write_shards(report, shards, config["shard_size"], config["shard_format"])
     for path in report.manifests.values():
         console.print(str(path), soft_wrap=True, markup=False)
     text = plugins.instantiate(config["text"], "text")
@@ -64,7 +71,7 @@ def evaluate(config: dict[str, Any]) -> None:
     other = read_results(config["compare"]) if config["compare"] else None
     recognizer = _load(config)
     check_folder(out, config["overwrite"] or not config["out"])
-    results, seconds = evaluate_manifest(recognizer, manifest)
+    results, seconds = evaluate_manifest(recognizer, config["manifest"])
     groups = [config["group_by"]] if isinstance(config["group_by"], str) else config["group_by"] or ()
     evaluation = summarize(results, groups, seconds, other, str(config["compare"]))
     print_evaluation(evaluation, _console())

@@ -158,16 +158,16 @@ def write_corpus(
             raise DataError(f"'{split}' cannot name a split, because the manifest is named after it. Rename it.")
     check = partial(check_utterance, min_duration=min_duration, max_duration=max_duration)
     kept, dropped = {}, {}
-    with _explained(out):
+    with explained(out):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder, progress_bar() as progress:
             staging = Path(folder)
-            with (staging / DROPPED).open("w", encoding="utf-8") as log, ThreadPoolExecutor(_workers()) as pool:
+            with (staging / DROPPED).open("w", encoding="utf-8") as log, ThreadPoolExecutor(workers()) as pool:
                 for split, utterances in splits.items():
                     total = len(utterances) if isinstance(utterances, Sized) else None
                     shown = progress.track(utterances, total, description=split)
                     with (staging / f"{split}.jsonl").open("w", encoding="utf-8") as manifest:
-                        results = _in_order(pool, check, shown)
+                        results = in_order(pool, check, shown)
                         kept[split], dropped[split] = _write_split(split, results, manifest, log, out)
             report = Report(corpus, {split: out / f"{split}.jsonl" for split in splits}, kept, dropped)
             (staging / REPORT).write_text(report.dump(out), encoding="utf-8")
@@ -234,7 +234,7 @@ def check_out(corpus: Mapping[str, Any], out: str | Path) -> None:
 
 
 @contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def explained(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -244,18 +244,18 @@ def _explained(out: Path) -> Iterator[None]:
         raise DataError(f"{where}: {error.strerror}. Check permissions and disk, or take another out=.") from None
 
 
-def _in_order(pool: ThreadPoolExecutor, check: Callable, items: Iterable) -> Iterator[Utterance | Dropped]:
+def in_order(pool: ThreadPoolExecutor, act: Callable, items: Iterable) -> Iterator[Any]:
     """Map with threads, in order, a few items ahead only."""
     pending: deque = deque()
     for item in items:
-        pending.append(pool.submit(check, item))
-        if len(pending) >= 8 * _workers():
+        pending.append(pool.submit(act, item))
+        if len(pending) >= 8 * workers():
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
 
 
-def _workers() -> int:
+def workers() -> int:
     return min(16, (os.cpu_count() or 1) + 2)
 
 

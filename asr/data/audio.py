@@ -15,6 +15,7 @@ import numpy as np
 
 from asr.data.containers import STDIN, container, decode_container, spool_stdin
 from asr.data.resampling import Resampler
+from asr.data.shards import Member, parse_member, read_member
 from asr.errors import AudioError
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def read_audio(
 
     Args:
         path: any format of libsndfile: WAV, FLAC, OGG (Vorbis, Opus), MP3, NIST SPHERE, AIFF, AU; with an ffmpeg on
-            the PATH also MP4, WebM and others (`asr.data.containers`); "-" is standard input.
+            the PATH also MP4, WebM and others (`asr.data.containers`); "-" is standard input; or the member of a shard
+            (`asr.data.shards`).
         sample_rate: Hz wanted; another rate in the file is resampled (windowed sinc).
         offset: seconds from the start of the file.
         duration: seconds; `None` reads to the end.
@@ -82,40 +84,66 @@ def read_blocks(
         AudioError: as `read_audio`; that a file is cut short may show only after its last block.
     """
     with open_audio(path) as file:
-        name, rate, start = shown(path), file.samplerate, round(offset * file.samplerate)
-        wanted = file.frames - start if duration is None else round(duration * rate)
-        if not RATES[0] <= rate <= RATES[1]:
-            raise AudioError(f"{name}: its header is damaged: it promises a sample rate of {rate} Hz.")
+        rate = file.samplerate
         if channel is not None and not 0 <= channel < file.channels:
-            raise AudioError(f"{name}: has no channel {channel}, only {file.channels} (counted from 0).")
-        if start >= file.frames or wanted <= 0:
-            raise AudioError(
-                f"{name}: no audio at {offset:.3f} s; the file has {file.frames / rate:.3f} s. "
-                "Check 'offset' and 'duration' of the manifest, or leave the file out."
-            )
-        if duration is None and (lost := lost_seconds(file)):
-            raise AudioError(
-                f"{name}: cut short: {lost:.3f} s that its header promises are missing. "
-                "Fetch the file again, or leave it out."
-            )
-        done = 0
-
-        def mono() -> Iterator[np.ndarray]:
-            nonlocal done
-            for samples in _decode(file, name, start, wanted):
-                done += len(samples)
-                yield samples.mean(axis=1) if channel is None else np.ascontiguousarray(samples[:, channel])
-
-        for block in mono() if rate == sample_rate else resample_blocks(mono(), rate, sample_rate):
+            raise AudioError(f"{shown(path)}: has no channel {channel}, only {file.channels} (counted from 0).")
+        blocks = read_samples(file, shown(path), offset, duration)
+        mono = (
+            samples.mean(axis=1)
+            if channel is None and samples.shape[1] > 1
+            else np.ascontiguousarray(samples[:, channel or 0])
+            for samples in blocks
+        )
+        for block in mono if rate == sample_rate else resample_blocks(mono, rate, sample_rate):
             if not np.isfinite(block).all():
-                raise AudioError(f"{name}: has samples that are not numbers (NaN or infinite). Leave the file out.")
+                raise AudioError(
+                    f"{shown(path)}: has samples that are not numbers (NaN or infinite). Leave the file out."
+                )
             yield block
+
+
+def read_samples(
+    file: soundfile.SoundFile, name: str, offset: float = 0.0, duration: float | None = None, dtype: str = "float32"
+) -> Iterator[np.ndarray]:
+    """Read a segment of an open audio file as it is, in blocks (frames, channels) of a minute or less.
+
+    Args:
+        file: as `open_audio` gives it.
+        name: what messages call it.
+        offset, duration: as in `read_audio`.
+        dtype: of the samples, one of soundfile's.
+
+    Raises:
+        AudioError: cut short, empty segment, or a rate that cannot be.
+    """
+    rate, start = file.samplerate, round(offset * file.samplerate)
+    wanted = file.frames - start if duration is None else round(duration * rate)
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(f"{name}: its header is damaged: it promises a sample rate of {rate} Hz.")
+    if start >= file.frames or wanted <= 0:
+        raise AudioError(
+            f"{name}: no audio at {offset:.3f} s; the file has {file.frames / rate:.3f} s. "
+            "Check 'offset' and 'duration' of the manifest, or leave the file out."
+        )
+    if duration is None and (lost := lost_seconds(file)):
+        raise AudioError(
+            f"{name}: cut short: {lost:.3f} s that its header promises are missing. "
+            "Fetch the file again, or leave it out."
+        )
+
+    def blocks() -> Iterator[np.ndarray]:
+        done = 0
+        for samples in _decode(file, name, start, wanted, dtype):
+            done += len(samples)
+            yield samples
         # a duration in the manifest is rounded, and MP3 headers promise a frame too many
         if not done or done < wanted - max(0.02 * wanted, 0.1 * rate):
             raise AudioError(
                 f"{name}: cut short: {done / rate:.3f} s of the {wanted / rate:.3f} s from {offset:.3f} s "
                 "could be read. Fetch the file again, or leave it out."
             )
+
+    return blocks()
 
 
 def array_blocks(samples: np.ndarray, rate: int, sample_rate: int, channel: int | None = None) -> Iterator[np.ndarray]:
@@ -155,13 +183,14 @@ def array_blocks(samples: np.ndarray, rate: int, sample_rate: int, channel: int 
         yield block
 
 
-def _decode(file: soundfile.SoundFile, name: str, start: int, wanted: int) -> Iterator[np.ndarray]:
+def _decode(file: soundfile.SoundFile, name: str, start: int, wanted: int, dtype: str) -> Iterator[np.ndarray]:
     """So many frames from `start` on, or as many as there are, in blocks (frames, channels)."""
     size = max(1, min(round(BLOCK * file.samplerate), BLOCK_VALUES // file.channels))
     try:
-        file.seek(start)
+        if start:
+            file.seek(start)
         while wanted > 0:
-            samples = file.read(min(size, wanted), dtype="float32", always_2d=True)
+            samples = file.read(min(size, wanted), dtype=dtype, always_2d=True)
             if not len(samples):
                 return
             yield samples
@@ -226,6 +255,9 @@ def open_audio(path: str | Path) -> Iterator[soundfile.SoundFile]:
     import soundfile
 
     with ExitStack() as opened:
+        if member := parse_member(path):
+            yield opened.enter_context(_open_member(member))
+            return
         source = opened.enter_context(spool_stdin()) if path == STDIN else path
         _check_file(source)
         try:
@@ -239,6 +271,15 @@ def open_audio(path: str | Path) -> Iterator[soundfile.SoundFile]:
             copy = opened.enter_context(decode_container(source, kind, shown(path)))
             file = opened.enter_context(soundfile.SoundFile(copy))
         yield file
+
+
+def _open_member(member: Member) -> soundfile.SoundFile:
+    import soundfile
+
+    try:
+        return soundfile.SoundFile(read_member(member))
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{member}: cannot be read as audio ({error.error_string}).") from None
 
 
 def _check_file(path: str | Path) -> None:

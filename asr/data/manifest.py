@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from asr.data.remote import beside, is_url
 from asr.errors import DataError
 from asr.types import MANIFEST_KEYS, Utterance
 
 
-def parse_line(line: bytes | str, manifest: Path, number: int) -> Utterance:
+def parse_line(line: bytes | str, manifest: str | Path, number: int) -> Utterance:
     """Turn one line of a manifest into an utterance.
 
     A relative `audio_filepath` is taken from the manifest's folder. Where the line has no `id`,
@@ -20,7 +21,7 @@ def parse_line(line: bytes | str, manifest: Path, number: int) -> Utterance:
 
     Args:
         line: the JSON text.
-        manifest: the file that it stands in, for paths and messages.
+        manifest: the file or URL that it stands in, for paths and messages.
         number: its line number, from 1.
 
     Raises:
@@ -44,7 +45,7 @@ def parse_line(line: bytes | str, manifest: Path, number: int) -> Utterance:
     if text is not None and not isinstance(text, str):
         raise DataError(f"{where}: 'text' must be a string, found {text!r}.")
     return Utterance(
-        audio_filepath=os.path.normpath(manifest.parent / audio),
+        audio_filepath=beside(manifest, audio),
         text=text,
         duration=_seconds(row["duration"], "duration", where) if row.get("duration") is not None else None,
         offset=offset,
@@ -66,8 +67,9 @@ def _seconds(value: Any, key: str, where: str) -> float:
 def format_line(utterance: Utterance, folder: Path) -> str:
     """The JSON line of an utterance; its audio path is relative if it lies below `folder`."""
     audio = Path(utterance.audio_filepath)
+    inside = audio.is_relative_to(folder) and not is_url(utterance.audio_filepath)
     row: dict[str, Any] = {
-        "audio_filepath": audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else str(audio),
+        "audio_filepath": audio.relative_to(folder).as_posix() if inside else utterance.audio_filepath,
         "text": utterance.text,
         "duration": utterance.duration,
         "offset": utterance.offset or None,

@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from asr.corpora.base import write_corpus
+from asr.corpora.shards import write_shards
+from asr.types import Utterance
+
 
 @pytest.fixture
 def noise():
@@ -41,3 +45,14 @@ def corpus(tmp_path, noise, manifest):
         row = {"audio_filepath": f"{k}.wav", "text": "ab" * (1 + k // 4), "duration": round(seconds, 3)}
         rows.append(row | {"speaker": f"s{k % 3}"})
     return manifest(tmp_path / "train.jsonl", *rows), waveforms
+
+
+@pytest.fixture
+def both(tmp_path, noise):
+    """The same 60 utterances as files and in shards: two manifests."""
+    utterances = []
+    for k in range(60):
+        noise(tmp_path / f"{k}.wav", 0.2 + 0.01 * (k * 7 % 60), seed=k)
+        utterances.append(Utterance(str(tmp_path / f"{k}.wav"), "ab" * (1 + k % 3), id=str(k)))
+    files = write_corpus({}, {"train": utterances}, tmp_path / "files")
+    return files.manifests["train"], write_shards(files, tmp_path / "shards", size=0.1).manifests["train"]
