@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import pickle
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from asr.data.index import ManifestIndex
 from asr.data.loader import Manifests
 from asr.data.manifest import read_manifest
+from asr.data.needs import all_frames_needed
 from asr.errors import DataError
 
 
@@ -131,3 +133,57 @@ def test_several_manifests_are_one_sequence(tmp_path, manifest):
     assert [u.text for u in pickle.loads(pickle.dumps(both))] == ["a", "b", "c", "d", "e"]
     with pytest.raises(IndexError):
         both[5]
+
+
+def test_large_manifests_are_read_in_parts_by_several_processes(tmp_path, manifest, monkeypatch):
+    content = [*rows(*map(str, range(50))), {"audio_filepath": "x.wav"}, *rows(*map(str, range(50, 90)))]
+    path = manifest(tmp_path / "m.jsonl", *content)
+    path.write_text(path.read_text().replace('{"audio_filepath": "7.wav"', '\n{"audio_filepath": "7.wav"'))
+    expected = np.array(ManifestIndex(path).rows)
+    monkeypatch.setattr("asr.data.index.PART", 300)
+    monkeypatch.setattr("asr.data.parallel.cores", lambda: 3)
+    for text in (path.read_text(), path.read_text().rstrip("\n")):
+        path.write_text(text)
+        for old in indexes(tmp_path):
+            old.unlink()
+        assert ManifestIndex(path).rows.tobytes() == expected.tobytes()
+        expected["size"][-1] -= 1  # the last line break is gone
+    lines = path.read_text().splitlines()
+    for number in (1, 45, len(lines)):
+        path.write_text("\n".join([*lines[: number - 1], "{", *lines[number:]]))
+        with pytest.raises(DataError, match=rf"m\.jsonl, line {number}: not JSON"):
+            ManifestIndex(path)
+    path.write_text("\n".join([*lines, lines[0]]))
+    with pytest.raises(DataError, match=rf"m\.jsonl, lines 1 and {len(lines) + 1}: the same id"):
+        ManifestIndex(path)
+
+
+def test_frames_needed_are_counted_once(tmp_path, manifest, monkeypatch):
+    texts = ["", "ab", "aab", "a?", None, "bbbb"]
+    path = manifest(tmp_path / "m.jsonl", *({"audio_filepath": f"{k}.wav", "text": t} for k, t in enumerate(texts)))
+    asked = []
+
+    def encode(text):
+        asked.append(text)
+        if "?" in text:
+            raise DataError("no label for '?'")
+        return [" ab".index(character) for character in text]
+
+    index = ManifestIndex(path)
+    monkeypatch.setattr("asr.data.needs.KEPT_FROM", len(texts))
+    for name, times in (("one", 6), ("one", 6), ("other", 12), ("", 18), ("", 24)):
+        needed = all_frames_needed([index], encode, name)
+        assert needed.tolist() == [0, 2, 4, 0, 0, 7] and len(asked) == times
+    monkeypatch.setattr("asr.data.needs.KEPT_FROM", len(texts) + 1)
+    assert all_frames_needed([index, index], encode, "one").tolist() == 2 * [0, 2, 4, 0, 0, 7] and len(asked) == 36
+
+
+def test_processes_that_open_a_manifest_together_build_one_index(tmp_path, manifest):
+    path = manifest(tmp_path / "m.jsonl", *rows(*map(str, range(3000))))
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        assert pool.map(open_and_count, [path] * 4) == [3000] * 4
+    assert [file.name.endswith("index.npy") for file in indexes(tmp_path)] == [True]
+
+
+def open_and_count(path) -> int:
+    return len(ManifestIndex(path))

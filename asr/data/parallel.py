@@ -1,0 +1,35 @@
+"""Work on a large manifest, shared among the cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+_act: Callable[[Any], Any]
+
+
+def in_processes(act: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """Map over items, in order, in as many forked processes as there are cores.
+
+    Without processes where they cannot be forked, or would be too many: for a single item, in a data worker.
+    """
+    count = min(cores(), len(items))
+    can_fork = "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
+    if count < 2 or not can_fork:
+        yield from map(act, items)
+        return
+    global _act
+    _act = act  # a forked process has it, whether it can be pickled or not
+    with multiprocessing.get_context("fork").Pool(count) as pool:
+        yield from pool.imap(_call, items)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _call(item: Any) -> Any:
+    return _act(item)
