@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,10 +23,10 @@ class Manifests(Sequence[Utterance]):
 
     def __init__(self, paths: Sequence[str]):
         self.parts = [ManifestIndex(path) for path in paths]
-        self._starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        self._starts = [0, *itertools.accumulate(len(part) for part in self.parts)]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __getitem__(self, index):
         part, position = self._locate(index)
@@ -35,8 +37,13 @@ class Manifests(Sequence[Utterance]):
         return np.searchsorted(self._starts, indices, side="right") - 1
 
     def _locate(self, index: int) -> tuple[ManifestIndex, int]:
-        part = int(self.parts_of(np.asarray(index)))
-        return self.parts[part], int(index - self._starts[part])
+        part = bisect.bisect_right(self._starts, index) - 1
+        return self.parts[part], int(index) - self._starts[part]
+
+    def text(self, index: int) -> str:
+        """The transcript of an utterance, read faster than all of it."""
+        part, position = self._locate(index)
+        return part.text(position)
 
     def where(self, index: int) -> str:
         """The manifest and line of an utterance, for messages."""
@@ -47,6 +54,14 @@ class Manifests(Sequence[Utterance]):
     def seconds(self) -> np.ndarray:
         """(U,) durations; NaN where a manifest gives none."""
         return np.concatenate([part.seconds for part in self.parts])
+
+    @property
+    def files(self) -> np.ndarray:
+        """(U,) the number, from 0, of the file or shard that each utterance lies in, in the manifests' order."""
+        names = np.concatenate([part.rows["file"] for part in self.parts])
+        begins = np.diff(names, prepend=~names[:1]) != 0
+        _, first, same = np.unique(names[begins], return_index=True, return_inverse=True)
+        return np.argsort(np.argsort(first)).astype(np.int32)[same][np.cumsum(begins) - 1]
 
 
 class SpeechDataset(Dataset):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -21,10 +20,20 @@ from asr.data.audio import audio_duration
 from asr.data.index import ManifestIndex
 from asr.data.loader import Manifests, SpeechDataset, SpeechLoader
 from asr.data.manifest import write_manifest
+from asr.data.needs import all_frames_needed, frames_needed
+from asr.data.parallel import cores
+from asr.data.remote import is_url
 from asr.data.sampler import BucketSampler
+from asr.data.stream import ReadAhead, StreamSampler
 from asr.errors import ConfigError, DataError
 from asr.types import Batch, Utterance
 
+STREAM_BUFFER = 10_000
+"""Utterances that are shuffled among each other where files come from a URL."""
+CHUNK = 1 << 20
+"""Utterances that are looked at together."""
+MOST_TEXTS = 1_000_000
+"""Transcripts that a tokenizer learns from, at the most."""
 TOO_SHORT = "too short for CTC"
 
 
@@ -33,12 +42,14 @@ class Fit:
     """What training needs to know of the pipeline to choose utterances."""
 
     encode: Callable[[str], list[int]]
-    """A transcript of the manifest → label ids."""
+    """A transcript of the manifest → label ids; DataError where it has a character that has no label."""
     unknown: Callable[[str], list[str]]
     """The characters (or words) of a transcript that have no label."""
     frames: Callable[[np.ndarray], np.ndarray]
     """(U,) seconds → (U,) emission frames, at the fastest speed that augmentation may give."""
     sample_rate: int
+    name: str = ""
+    """Of what `encode` does: equal names, equal labels."""
 
 
 @dataclass
@@ -74,6 +85,8 @@ class SpeechData(L.LightningDataModule):
         validation_batch_seconds: the same in validation.
         buckets: how many utterance lengths the sampler tells apart.
         curriculum: the first epochs, so many, go from short utterances to long ones.
+        buffer: read files as a stream: each rank its own shards, one after the other, shuffled among so many
+            utterances; `None`: any utterance may come at any time, but at a URL the buffer is 10,000.
         min_seconds, max_seconds: training utterances outside are dropped and counted.
         unknown: "error", or "drop" utterances with a character that has no label.
         channel: of the audio files, from 0; `None` averages all channels.
@@ -94,6 +107,7 @@ class SpeechData(L.LightningDataModule):
         validation_batch_seconds: float = 120.0,
         buckets: int = 20,
         curriculum: int = 0,
+        buffer: int | None = None,
         min_seconds: float = 0.1,
         max_seconds: float = 30.0,
         unknown: str = "error",
@@ -114,9 +128,16 @@ class SpeechData(L.LightningDataModule):
         self.weights = None if weights is None else _check_weights(weights, paths)
         self.batch_seconds, self.validation_batch_seconds = batch_seconds, validation_batch_seconds
         self.buckets, self.curriculum = buckets, curriculum
+        self.buffer = STREAM_BUFFER if buffer is None and any(map(is_url, paths)) else buffer
+        if self.buffer is not None and curriculum:
+            raise ConfigError(
+                "data.curriculum: takes utterances from everywhere. Leave it, or data.buffer and URLs, out."
+            )
+        if self.buffer is not None and self.buffer < 1:
+            raise ConfigError(f"data.buffer={buffer}: must be a number of utterances, 1 or more.")
         self.min_seconds, self.max_seconds, self.unknown = min_seconds, max_seconds, unknown
         self.channel, self.seed = channel, seed
-        self.workers = min(8, max(1, _cores() - 1)) if workers is None else workers
+        self.workers = min(8, max(1, cores() - 1)) if workers is None else workers
         self.train = Manifests(paths)
         self.tests = named_manifests(_paths(test))
         """The test manifests by the name that their results go under."""
@@ -135,10 +156,12 @@ class SpeechData(L.LightningDataModule):
         """Validation utterances with a character that has no label: scored like all, but without a loss."""
         self.fit: Fit | None = None
         self.micro_batches_per_step = 1
+        self._made: BucketSampler | None = None
 
     def texts(self):
-        """The transcripts to train on, one by one."""
-        return (self.train[index].text or "" for index in self.train_indices)
+        """The transcripts to train on, one by one; of more than `MOST_TEXTS` every second, third, …"""
+        chosen = self.train_indices[:: max(1, -(-len(self.train_indices) // MOST_TEXTS))]
+        return map(self.train.text, chosen)
 
     def prepare(self, fit: Fit, micro_batches_per_step: int) -> None:
         """Choose the training utterances: drops, and counts by reason, those that CTC cannot learn from.
@@ -146,18 +169,22 @@ class SpeechData(L.LightningDataModule):
         Raises:
             DataError: an unknown character (unless `unknown` is "drop"), or nothing is left to train on.
         """
-        self.fit, self.micro_batches_per_step = fit, micro_batches_per_step
+        self.fit, self.micro_batches_per_step, self._made = fit, micro_batches_per_step, None
         self.train_seconds = _with_durations(self.train, self.train_indices)
         if self.validation is not None:
             self.validation_seconds = _with_durations(self.validation, self.validation_indices)
             self._check_validation()
-        frames = fit.frames(self.train_seconds)
         keep = np.ones(len(self.train_indices), bool)
-        for k, index in enumerate(self.train_indices):
-            reason, detail = self._fault(int(index), float(self.train_seconds[k]), int(frames[k]))
-            if reason:
-                keep[k] = False
-                self.dropped.add(self.train[index], reason, float(self.train_seconds[k]), detail)
+        all_needed = all_frames_needed(self.train.parts, fit.encode, fit.name)
+        for start in range(0, len(self.train_indices), CHUNK):
+            indices, seconds = self.train_indices[start : start + CHUNK], self.train_seconds[start : start + CHUNK]
+            frames, needed = fit.frames(seconds), all_needed[indices]
+            doubtful = (needed == 0) | (needed > frames) | (seconds < self.min_seconds) | (seconds > self.max_seconds)
+            for k in np.flatnonzero(doubtful):
+                reason, detail = self._fault(int(indices[k]), float(seconds[k]), int(frames[k]))
+                if reason:
+                    keep[start + k] = False
+                    self.dropped.add(self.train[indices[k]], reason, float(seconds[k]), detail)
         self.train_indices, self.train_seconds = self.train_indices[keep], self.train_seconds[keep]
         if not len(self.train_indices):
             raise DataError(f"No utterance is left to train on: {self.dropped.summary() or 'the manifest has none'}.")
@@ -165,7 +192,7 @@ class SpeechData(L.LightningDataModule):
             if len(seconds) and not round(weight * len(seconds)):
                 raise ConfigError(f"data.weights: {weight} of the {len(seconds)} utterances of {path} is none.")
 
-    def train_parts(self) -> list[tuple[Path, float, np.ndarray]]:
+    def train_parts(self) -> list[tuple[str | Path, float, np.ndarray]]:
         """Each manifest to train on, its weight, and the seconds of its utterances."""
         weights = np.ones(len(self.train.parts)) if self.weights is None else self.weights
         part = self.train.parts_of(self.train_indices)
@@ -206,9 +233,7 @@ class SpeechData(L.LightningDataModule):
             )
         if unknown:
             return "unknown characters", " ".join(unknown)
-        labels = self.fit.encode(utterance.text or "")
-        needed = len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
-        if not labels:
+        if not (needed := frames_needed(utterance.text or "", self.fit.encode)):
             return "without transcript", "nothing is left of it after normalisation"
         if needed > frames:
             return TOO_SHORT, f"{frames} frames for {needed} needed by the transcript"
@@ -219,6 +244,11 @@ class SpeechData(L.LightningDataModule):
         return self.loader(self.train, self._sampler(rank, world_size), persistent=True)
 
     def _sampler(self, rank: int = 0, world_size: int = 1) -> BucketSampler:
+        if self._made is None:
+            self._made = self._make_sampler()
+        return self._made.for_rank(rank, world_size)
+
+    def _make_sampler(self) -> BucketSampler:
         indices, seconds, shares = self.train_indices, self.train_seconds, None
         if self.weights is not None:
             weights = self.weights[self.train.parts_of(indices)]
@@ -227,18 +257,19 @@ class SpeechData(L.LightningDataModule):
             shares = np.concatenate([np.minimum(weights[k] - copy, 1) for copy, k in enumerate(copies)])
             indices = np.concatenate([indices[k] + copy * len(self.train) for copy, k in enumerate(copies)])
             seconds = seconds[np.concatenate(copies)]
-        return BucketSampler(
-            seconds,
-            self.batch_seconds,
-            self.micro_batches_per_step,
-            self.buckets,
-            self.seed,
-            indices,
-            rank,
-            world_size,
-            shares,
-            self.curriculum,
-        )
+        options: dict[str, Any] = {
+            "group": self.micro_batches_per_step,
+            "buckets": self.buckets,
+            "seed": self.seed,
+            "indices": indices,
+            "shares": shares,
+        }
+        if self.buffer is None:
+            return BucketSampler(seconds, self.batch_seconds, curriculum=self.curriculum, **options)
+        files = self.train.files[indices % len(self.train)]
+        sampler = StreamSampler(seconds, self.batch_seconds, files=files, buffer=self.buffer, **options)
+        sampler.ahead = ReadAhead(self.train)
+        return sampler
 
     def val_dataloader(self) -> SpeechLoader | list:
         if self.validation is None:
@@ -359,10 +390,6 @@ def _encode_known(encode: Callable[[str], list[int]], text: str) -> list[int]:
         return encode(text)
     except DataError:
         return []
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _with_durations(manifests: Sequence[Utterance], indices: np.ndarray) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Self
 
 import numpy as np
 
@@ -38,6 +40,9 @@ class BucketSampler:
         curriculum: the first epochs, so many, go from short to long utterances (Amodei et al. 2016, section 3.2).
     """
 
+    buffer = 0
+    """Utterances that are shuffled among each other, where those are not all."""
+
     def __init__(
         self,
         seconds: np.ndarray,
@@ -60,7 +65,7 @@ class BucketSampler:
         """Micro-batches of the list, all ranks together, that are done in this epoch."""
         self.curriculum = curriculum
         seconds = np.asarray(seconds, np.float64)
-        order = np.argsort(seconds, kind="stable")
+        order = small(np.argsort(seconds, kind="stable"))
         self._indices = order if indices is None else np.asarray(indices)[order]
         self._shares = None if shares is None else np.asarray(shares)[order]
         seconds = seconds[order]
@@ -70,10 +75,18 @@ class BucketSampler:
         self._buckets = _cut(seconds, met, buckets, batch_seconds)
         self._quotas = [{1.0: stop - start} for start, stop, _ in self._buckets]
         if self._shares is not None:
-            self._quotas = _quotas(self._shares, [start for start, _, _ in self._buckets])
+            self._quotas = share_quotas(self._shares, [start for start, _, _ in self._buckets])
         sizes = [size for _, _, size in self._buckets]
         count = sum(-(-sum(quota.values()) // size) for quota, size in zip(self._quotas, sizes, strict=True))
         self.micro_batches = -(-count // group) * group
+
+    def for_rank(self, rank: int, world_size: int) -> Self:
+        """The sampler of a rank, at the same place; large arrays are shared."""
+        if self.group % world_size:
+            raise ValueError(f"a step of {self.group} micro-batches does not divide among {world_size} ranks")
+        other = copy.copy(self)
+        other.rank, other.world_size = rank, world_size
+        return other
 
     def __len__(self) -> int:
         """Micro-batches of this rank in a whole epoch, wherever the sampler stands in it."""
@@ -84,7 +97,7 @@ class BucketSampler:
             self.epoch, self.position = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
-        ours = {"group": self.group, "micro_batches": self.micro_batches}
+        ours = {"group": self.group, "micro_batches": self.micro_batches, "buffer": self.buffer}
         return {"epoch": self.epoch, "position": self.position, **ours}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -94,7 +107,7 @@ class BucketSampler:
             ConfigError: that was within an epoch, and its list of micro-batches was another one.
         """
         ours = self.state_dict()
-        changed = any(state.get(key, ours[key]) != ours[key] for key in ("group", "micro_batches"))
+        changed = any(state.get(key, ours[key]) != ours[key] for key in ours.keys() - {"epoch", "position"})
         if changed and 0 < state["position"] < state.get("micro_batches", self.micro_batches):
             raise ConfigError(
                 f"Cannot resume within an epoch: the run had {state['micro_batches']} micro-batches an epoch, "
@@ -103,32 +116,35 @@ class BucketSampler:
             )
         self.epoch, self.position = state["epoch"], state["position"]
 
-    def plan(self, epoch: int) -> list[np.ndarray]:
-        """All micro-batches of an epoch, all ranks, in order; each an array of utterance numbers."""
+    def plan(self, epoch: int) -> Plan:
+        """All micro-batches of an epoch, all ranks, in order."""
         random = np.random.default_rng((self.seed, epoch))
         by_length = epoch < self.curriculum
-        groups: list[list[np.ndarray]] = []
-        rest: list[np.ndarray] = []
+        places, starts, stops, groups, rest = [], [], [], [], []
+        drawn_before = batches_before = 0
         for (start, stop, size), quota in zip(self._buckets, self._quotas, strict=True):
             drawn = self._draw(random, start, stop, quota)
-            drawn = np.sort(drawn) if by_length else random.permutation(drawn)
-            batches = [drawn[k : k + size] for k in range(0, len(drawn), size)]
-            batches = batches if by_length else [batches[k] for k in random.permutation(len(batches))]
-            whole = len(batches) // self.group * self.group
-            groups += [batches[k : k + self.group] for k in range(0, whole, self.group)]
-            rest += batches[whole:]
+            places.append(np.sort(drawn) if by_length else random.permutation(drawn))
+            starts.append(drawn_before + np.arange(0, len(drawn), size))
+            stops.append(np.minimum(starts[-1] + size, drawn_before + len(drawn)))
+            count = len(starts[-1])
+            batches = batches_before + (np.arange(count) if by_length else random.permutation(count))
+            whole = count // self.group * self.group
+            groups.append(batches[:whole])
+            rest.append(batches[whole:])
+            drawn_before, batches_before = drawn_before + len(drawn), batches_before + count
         # what is left of the buckets stands in order of length: neighbours share a step
-        groups += [rest[k : k + self.group] for k in range(0, len(rest), self.group)]
+        listed = np.concatenate([*groups, *rest])
+        steps = np.concatenate([listed, np.full(-len(listed) % self.group, batches_before)]).reshape(-1, self.group)
+        plan = Plan(self._indices, *join(places, starts, stops), steps)
         if by_length:  # places are in order of length
-            groups.sort(key=lambda group: max(batch.max() for batch in group))
-        else:
-            groups = [groups[k] for k in random.permutation(len(groups))]
-        return [self._indices[batch] for group in groups for batch in _fill(group, self.group)]
+            return plan.ordered(np.argsort(plan.longest(), kind="stable"))
+        return plan.ordered(random.permutation(len(steps)))
 
     def _draw(self, random: np.random.Generator, start: int, stop: int, quota: dict[float, int]) -> np.ndarray:
         """The places, in order of length, of the utterances of a bucket that an epoch meets."""
         if self._shares is None:
-            return np.arange(start, stop)
+            return small(np.arange(start, stop))
         shares = self._shares[start:stop]
         classes = ((start + np.flatnonzero(shares == share), count) for share, count in quota.items())
         return np.concatenate(
@@ -143,10 +159,66 @@ class BucketSampler:
         """
         plan = self.plan(self.epoch)
         for first in range(self.position, len(plan), self.world_size):
-            step = first // self.group * self.group
-            utterances = sum(len(batch) for batch in plan[step : step + self.group])
-            batch = plan[first + self.rank]
-            yield [(int(k), utterances) for k in batch] or [(-1, utterances)]
+            self._begin_step(plan, first // self.group)
+            utterances = plan.utterances(first // self.group)
+            yield [(k, utterances) for k in plan[first + self.rank].tolist()] or [(-1, utterances)]
+
+    def _begin_step(self, plan: Plan, step: int) -> None:
+        """Told of every step of which a micro-batch is about to be taken."""
+
+
+class Plan(Sequence[np.ndarray]):
+    """The micro-batches of an epoch in order; each an array of utterance numbers.
+
+    Args:
+        indices: (U,) the utterances' numbers, by their places.
+        places: (D,) of the utterances that the epoch meets.
+        starts, stops: (M + 1,) which of these make a micro-batch; the last one is empty.
+        steps: (S, group) the micro-batches of each step.
+    """
+
+    def __init__(
+        self, indices: np.ndarray, places: np.ndarray, starts: np.ndarray, stops: np.ndarray, steps: np.ndarray
+    ):
+        self.indices, self.places, self.starts, self.stops, self.steps = indices, places, starts, stops, steps
+        self.windows: np.ndarray | None = None
+        """(S,) which part of a stream each step ends in."""
+
+    def __len__(self) -> int:
+        return self.steps.size
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        batch = self.steps.flat[index]
+        return self.indices[self.places[self.starts[batch] : self.stops[batch]]]
+
+    def utterances(self, step: int) -> int:
+        """The utterances of a step."""
+        batches = self.steps[step]
+        return int((self.stops[batches] - self.starts[batches]).sum())
+
+    def longest(self) -> np.ndarray:
+        """(S,) the last place of each step, where places of a micro-batch are in order."""
+        last = np.append(self.places, -1)[self.stops - 1]
+        return last[self.steps].max(1)
+
+    def ordered(self, order: np.ndarray) -> Plan:
+        """The same steps in another order."""
+        plan = Plan(self.indices, self.places, self.starts, self.stops, self.steps[order])
+        plan.windows = None if self.windows is None else self.windows[order]
+        return plan
+
+
+def small(numbers: np.ndarray) -> np.ndarray:
+    """In 32 bits, where places of utterances allow it: there are 50 million."""
+    return numbers.astype(np.int32) if not len(numbers) or numbers.max() < 1 << 31 else numbers
+
+
+def join(places: list, starts: list, stops: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Joined, with an empty micro-batch at the end."""
+    none = np.zeros(1, np.int64)
+    return np.concatenate(places), np.concatenate([*starts, none]), np.concatenate([*stops, none])
 
 
 def _cut(seconds: np.ndarray, met: np.ndarray, buckets: int, batch_seconds: float) -> list[tuple[int, int, int]]:
@@ -161,14 +233,10 @@ def _cut(seconds: np.ndarray, met: np.ndarray, buckets: int, batch_seconds: floa
     return cuts
 
 
-def _quotas(shares: np.ndarray, starts: list[int]) -> list[dict[float, int]]:
+def share_quotas(shares: np.ndarray, starts: list[int]) -> list[dict[float, int]]:
     """How many utterances of each share an epoch draws from each bucket; over all buckets, the share of them."""
     counts = {}
     for share in np.unique(shares).tolist():
         before = np.searchsorted(np.flatnonzero(shares == share), [*starts, len(shares)])
         counts[share] = np.diff(np.round(share * before).astype(int)).tolist()
     return [{share: counts[share][k] for share in counts} for k in range(len(starts))]
-
-
-def _fill(group: list[np.ndarray], size: int) -> list[np.ndarray]:
-    return group + [np.empty(0, np.int64)] * (size - len(group))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import math
 import time
@@ -175,7 +176,9 @@ def _fit(pipeline: Pipeline, config: Mapping[str, Any]) -> Fit:
     def unknown(transcript: str) -> list[str]:
         return [] if pipeline.tokenizer.skip else pipeline.tokenizer.unknown(pipeline.text(transcript))
 
-    return Fit(pipeline.encode, unknown, frames, model.sample_rate)
+    labels = repr((describe(pipeline, config)["tokenizer"], config["text"]))
+    name = hashlib.sha1(labels.encode()).hexdigest()[:12]
+    return Fit(pipeline.encode, unknown, frames, model.sample_rate, name)
 
 
 def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, Any]) -> None:
