@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from asr.corpora.base import Report
+from asr.corpora.shards import find_shards
 from asr.errors import ConfigError, DataError
 from asr.plugins import instantiate
 from asr.training.folder import is_main_process, run_id
@@ -20,7 +21,7 @@ SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "te
 
 
 def prepare_manifests(config: Mapping[str, Any], console: Console) -> dict[str, Any]:
-    """The `data` config with its manifests filled in from the corpus, where it names none.
+    """The `data` config with its manifests filled in from shards or the corpus, where it names none.
 
     Raises:
         ConfigError: neither manifests nor a corpus are given.
@@ -29,12 +30,13 @@ def prepare_manifests(config: Mapping[str, Any], console: Console) -> dict[str, 
     data = dict(config["data"])
     if data["train"] is not None:
         return data
-    if config["corpus"] is None:
+    shards = find_shards(config["manifests"])
+    if shards is None and config["corpus"] is None:
         raise ConfigError(
             "There is nothing to train on. Give manifests (data.train=FILE.jsonl), a corpus (corpus=NAME, see "
             "`asr plugins`), or an experiment that has one (+experiment=demo)."
         )
-    manifests = _prepare(config, Path(config["manifests"]), console).manifests
+    manifests = shards or _prepare(config, Path(config["manifests"]), console).manifests
     for key, beginnings in SPLITS.items():
         found = [str(path) for split, path in manifests.items() if split.startswith(beginnings)]
         if data[key] is None and found:

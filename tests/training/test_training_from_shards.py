@@ -1,0 +1,67 @@
+"""Training from shards: one override away from files, and the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from asr import cli
+from asr.training.module import SpeechRecognition
+from asr.training.run import train
+
+from .conftest import SMALL, composed
+
+CORPUS = ("corpus=table", "corpus.columns.audio=audio_filepath", "corpus.columns.speaker=speaker")
+SHORT = ("epochs=3", "data.batch_seconds=8", "callbacks.last.every_n_train_steps=2", "data.validation_speakers=0.25")
+
+
+@pytest.fixture
+def run(tones: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Trains on the tones as a corpus with files and shards of its own, and returns the run's folder."""
+    corpus = [*CORPUS, f"corpus.path={tones}"]
+    shards = [f"shards={tmp_path / 'shards'}", "shard_size=1", f"out={tmp_path / 'files'}"]
+    cli.run("prepare", [*corpus, *shards])
+
+    def trained(name: str, manifests: str, *options: str) -> Path:
+        manifests = f"manifests={tmp_path / manifests}"
+        train(composed(*SMALL, *corpus, *SHORT, manifests, f"out={tmp_path / name}", *options))
+        return tmp_path / name
+
+    return trained
+
+
+def equal_weights(one: Path, two: Path) -> bool:
+    first, second = (load_file(run / "bundle" / "model.safetensors") for run in (one, two))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_losses_equal_those_of_files(run, tmp_path):
+    one, two = run("one", "files"), run("two", "shards")
+    rows = [(path / "csv" / "version_0" / "metrics.csv").read_text() for path in (one, two)]
+    assert rows[0] == rows[1] and "val_loss" in rows[0]
+    assert equal_weights(one, two)
+    assert not list((tmp_path / "shards").rglob("*.flac"))
+
+
+def test_a_stream_resumes_to_the_weights_of_the_uninterrupted_run(run, monkeypatch):
+    stream = ("shards", "data.buffer=6", "data.workers=2", "trainer.accumulate_grad_batches=2")
+    whole = run("whole", *stream)
+
+    def die(self, *_):
+        if self.global_step == 3:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeechRecognition, "on_train_batch_end", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            run("cut", *stream)
+    assert equal_weights(whole, run("cut", *stream, "resume=auto"))
+
+
+def test_shards_need_no_corpus(run, tmp_path):
+    train(composed(*SMALL, "epochs=1", "max_steps=1", f"manifests={tmp_path / 'shards'}", f"out={tmp_path / 'run'}"))
+    assert (tmp_path / "run" / "bundle").is_dir()
