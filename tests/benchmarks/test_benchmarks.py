@@ -87,6 +87,37 @@ def test_transcription_reads_the_files_of_a_manifest(tmp_path, capsys):
     assert "real-time factor" in capsys.readouterr().out
 
 
+def test_shards(tmp_path, capsys):
+    found = benchmark("shards", tmp_path, "utterances=12", "rounds=1")
+    value = {name: measured["value"] for name, measured in found["results"].items()}
+    assert set(value) == {"writing"} | {
+        f"{name}{kind}" for name in ("disk", "memory") for kind in ("", "_shards", "_stream")
+    }
+    assert all(number > 0 for number in value.values())
+    assert found["setting"]["data"].startswith("12 utterances")
+    assert "shards as a stream / files" in capsys.readouterr().out
+
+
+def test_a_start_on_a_large_manifest(tmp_path):
+    """The manifest that is made can be trained on; the start itself is a process for slow machines to skip."""
+    from asr.benchmarks.scale import write_manifest
+    from asr.data.audio import read_audio
+
+    manifest, hours = write_manifest(tmp_path / "corpus", 4500)
+    index = ManifestIndex(manifest)
+    assert len(index) == 4500 and float(index.seconds.sum()) / 3600 == pytest.approx(hours, rel=0.02)
+    for k in (0, 399, 4499):
+        u = index[k]
+        assert len(read_audio(u.audio_filepath, 16000)) == round(16000 * u.duration) and len(u.text) > 5
+
+
+@pytest.mark.slow
+def test_scale(tmp_path):
+    found = benchmark("scale", tmp_path, "utterances=3000", "data.workers=1", "trainer.accumulate_grad_batches=4")
+    value = {name: measured["value"] for name, measured in found["results"].items() if name != "counting"}
+    assert all(number > 0 for number in value.values()) and found["setting"]["ranks"] == 4
+
+
 @pytest.fixture
 def sentences(tmp_path) -> Path:
     words = "the and of that to in he shall unto for i his lord they be is him not them it with all thou was"
