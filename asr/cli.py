@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from asr import plugins
+from asr import plugins, signals
 from asr.data.containers import STDIN
 from asr.errors import AsrError, ConfigError, near_matches
 
@@ -80,6 +80,8 @@ def run(command: str, arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # libgomp's threads spin while they wait: beside another busy process, two are many times slower than one
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if command == "train":  # before the imports: those take longer than a batch system may wait
+        signals.install()
     try:
         if command == "plugins":
             _run_plugins(arguments)

@@ -30,6 +30,10 @@ class CheckpointError(AsrError):
     """A checkpoint or bundle that is missing, damaged, unsafe or of another model."""
 
 
+class TrainingError(AsrError):
+    """A training that cannot go on: numbers that are none, too little memory, a process that was lost."""
+
+
 def near_matches(name: str, options: Iterable[str]) -> str:
     """Return a sentence that offers what `name` was likely meant to be, or lists the options."""
     options = sorted(set(options))

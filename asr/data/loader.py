@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import atexit
 import bisect
 import itertools
+import json
+import signal
+import sys
+import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from asr import signals
 from asr.data.audio import read_audio
 from asr.data.index import ManifestIndex
 from asr.data.sampler import BucketSampler
-from asr.errors import AsrError, AudioError
+from asr.errors import AsrError, AudioError, TrainingError
 from asr.types import Batch, Utterance
+
+POLL = 5.0
+"""Seconds after which a loader looks whether the workers that it waits for are alive."""
+MOST_RESTARTS = 20
+"""Failures of workers in a training, after which it ends anyway."""
+
+_running: Any = weakref.WeakSet()
 
 
 class Manifests(Sequence[Utterance]):
@@ -83,27 +99,44 @@ class SpeechDataset(Dataset):
     ):
         self.manifests, self.encode = manifests, encode
         self.sample_rate, self.channel = sample_rate, channel
+        self.lenient = False
+        """Whether audio that cannot be read is left out of its batch."""
+        self.left_out: set[int] = set()
+        """Numbers of utterances not to be read."""
+        self.reading = torch.zeros(0, dtype=torch.int64)
+        """(W,) for each worker the number of the utterance that it reads, -1 for none; shared memory."""
 
-    def __getitem__(self, micro_batch: list[tuple[int, int]]) -> Batch | AsrError:
+    def __getitem__(self, micro_batch: list[tuple[int, int]]) -> tuple[Batch, dict[int, str]] | AsrError:
         """Numbers of utterances, each with the utterances of its step (see BucketSampler) → a padded batch.
 
-        An error that a person reads comes back as a value, to be raised where no worker's traceback surrounds it.
+        Beside it, what could not be read and why. An error that a person reads comes back as a value, to be raised
+        where no worker's traceback surrounds it.
         """
-        try:
-            read = [self._read(index) for index, _ in micro_batch if index >= 0]
-        except AsrError as error:
-            return error
-        waveforms, labels = zip(*read, strict=True) if read else ((), ())
-        return Batch(
+        read, failed = {}, {}
+        for index, _ in micro_batch:
+            if index < 0 or index in self.left_out:
+                continue
+            try:
+                read[index] = self._read(index)
+            except AsrError as error:
+                if not (self.lenient and isinstance(error, AudioError)):
+                    return error
+                failed[index] = str(error)
+        waveforms, labels = zip(*read.values(), strict=True) if read else ((), ())
+        batch = Batch(
             waveforms=_pad([torch.from_numpy(waveform) for waveform in waveforms], torch.float32),
             lengths=torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64),
             labels=_pad([torch.tensor(ids, dtype=torch.int64) for ids in labels], torch.int64),
             label_lengths=torch.tensor([len(ids) for ids in labels], dtype=torch.int64),
-            indices=torch.tensor([index for index, _ in micro_batch if index >= 0], dtype=torch.int64),
+            indices=torch.tensor([*read], dtype=torch.int64),
             step_utterances=micro_batch[0][1],
         )
+        return batch, failed
 
     def _read(self, index: int) -> tuple[np.ndarray, list[int]]:
+        worker = get_worker_info()
+        if worker is not None and len(self.reading):
+            self.reading[worker.id] = index
         index %= len(self.manifests)  # a second copy has a number, and so an augmentation, of its own
         utterance = self.manifests[index]
         source = utterance.audio_filepath, self.sample_rate, utterance.offset, utterance.duration, self.channel
@@ -111,6 +144,9 @@ class SpeechDataset(Dataset):
             waveform = read_audio(*source)
         except AudioError as error:
             raise AudioError(f"{error} It stands in {self.manifests.where(index)}.") from None
+        finally:
+            if worker is not None and len(self.reading):
+                self.reading[worker.id] = -1
         return waveform, self.encode(utterance.text or "")
 
 
@@ -119,28 +155,117 @@ def _pad(rows: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
 
 
 class SpeechLoader(DataLoader):
-    """A DataLoader over micro-batches that raises the workers' errors bare.
+    """A DataLoader over micro-batches that raises the workers' errors bare, and does not wait for ever.
 
-    With a BucketSampler it knows its position, and resumes there: Lightning saves and restores `state_dict`.
+    With a BucketSampler it knows its position, and resumes there: Lightning saves and restores `state_dict`. A worker
+    that died, or has kept a batch waiting for `worker_timeout` seconds, is reported with the file that it was reading.
+    Where `leave_out` is given, training goes on: the workers begin again at the same place, and what was being read is
+    left out when it fails a second time; so is audio that cannot be read.
 
     Args:
         dataset: makes a batch of each item of the sampler.
         sampler: a BucketSampler, or a list of micro-batches.
+        worker_timeout: seconds; 0 for no limit.
+        leave_out: told the number of an utterance and why it is left out; `None`: what fails is an error.
         options: of `torch.utils.data.DataLoader`.
     """
 
-    def __init__(self, dataset: SpeechDataset, sampler: BucketSampler | list, **options: Any):
+    def __init__(
+        self,
+        dataset: SpeechDataset,
+        sampler: BucketSampler | list,
+        worker_timeout: float = 0.0,
+        leave_out: Callable[[int, str], None] | None = None,
+        **options: Any,
+    ):
+        if workers := options.get("num_workers", 0):
+            dataset.reading = torch.full((workers,), -1).share_memory_()
+            options |= {"timeout": min(POLL, worker_timeout or POLL), "worker_init_fn": _begin_worker}
         super().__init__(dataset, batch_size=None, sampler=sampler, collate_fn=_as_it_is, **options)
+        self.worker_timeout, self.leave_out = worker_timeout, leave_out
+        dataset.lenient = leave_out is not None
+        self.suspects: set[int] = set()
+        self.restarts = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # the body runs at the first `next`: after Lightning has set the sampler's epoch or restored its state
         sampler = self.sampler
-        for batch in super().__iter__():
-            if isinstance(batch, AsrError):
-                raise batch
+        batches = self._begin()
+        while True:
+            try:
+                loaded = self._wait_for(batches)
+            except StopIteration:
+                return
+            except TrainingError as error:
+                self._go_on(batches, error)
+                batches = self._begin()
+                continue
+            if isinstance(loaded, AsrError):
+                raise loaded
+            batch, failed = loaded
+            for index, why in failed.items():
+                self._leave_out(index, why)
             if isinstance(sampler, BucketSampler):
                 sampler.position += sampler.world_size  # the sampler itself runs ahead, by what is prefetched
             yield batch
+
+    def _begin(self) -> Iterator:
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()
+        if self.num_workers and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise wherever the program is when a worker dies; waiting for it is the place
+            signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+        if self.num_workers:
+            _running.add(batches)
+        return batches
+
+    def _wait_for(self, batches: Iterator) -> Any:
+        """The next of them; TrainingError if a worker is dead or late."""
+        started = time.monotonic()
+        while True:
+            try:
+                return next(batches)
+            except RuntimeError as error:
+                waited = time.monotonic() - started
+                dead = [k for k, worker in enumerate(getattr(batches, "_workers", ())) if not worker.is_alive()]
+                late = self.worker_timeout and waited >= self.worker_timeout
+                if not dead and "timed out" in str(error) and not late:
+                    continue
+                if not dead and not late:
+                    raise
+                workers = dead or range(self.num_workers)
+                reading = [int(self.dataset.reading[k]) for k in workers]  # type: ignore[attr-defined]
+                self.failing = [index for index in reading if index >= 0]
+                what = "died" if dead else f"has delivered no batch for {waited:.0f} s (data.worker_timeout)"
+                files = " or ".join(map(self._named, self.failing)) or "no file"
+                raise TrainingError(f"A data worker {what}; it was reading {files}.") from None
+
+    def _named(self, index: int) -> str:
+        manifests = self.dataset.manifests  # type: ignore[attr-defined]
+        index %= len(manifests)
+        return f"{manifests[index].audio_filepath} ({manifests.where(index)})"
+
+    def _go_on(self, batches: Any, error: TrainingError) -> None:
+        """End all workers; leave out what has failed before."""
+        for worker in batches._workers:
+            worker.kill()
+        batches._shutdown_workers()
+        self._iterator = None
+        self.restarts += 1
+        if self.leave_out is None or self.restarts > MOST_RESTARTS:
+            raise TrainingError(
+                f"{error} Leave it out, go on with resume=auto, or let the training pass over it: data.failures=skip."
+            ) from None
+        print(f"{error} The workers begin again.", file=sys.stderr, flush=True)
+        for index in self.suspects.intersection(self.failing):
+            self._leave_out(index, str(error))
+        self.suspects.update(self.failing)
+        self.dataset.reading.fill_(-1)  # type: ignore[attr-defined]
+
+    def _leave_out(self, index: int, why: str) -> None:
+        assert self.leave_out is not None
+        self.dataset.left_out.add(index)  # type: ignore[attr-defined]
+        self.leave_out(index, why)
 
     def state_dict(self) -> dict[str, Any]:
         return self.sampler.state_dict() if isinstance(self.sampler, BucketSampler) else {}
@@ -150,5 +275,39 @@ class SpeechLoader(DataLoader):
             self.sampler.load_state_dict(state)
 
 
+class LeftOut:
+    """Prints what a training leaves out, and notes it in a file.
+
+    Args:
+        manifests: the utterances.
+        path: of the file, JSON Lines; `None` for none.
+    """
+
+    def __init__(self, manifests: Manifests, path: Path | None):
+        self.manifests, self.path = manifests, path
+
+    def __call__(self, index: int, why: str) -> None:
+        utterance = self.manifests[index % len(self.manifests)]
+        print(f"left out: {utterance.id}: {why}", file=sys.stderr, flush=True)
+        if self.path is not None:
+            row = {"id": utterance.id, "audio_filepath": utterance.audio_filepath, "duration": utterance.duration}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row | {"reason": why}, ensure_ascii=False) + "\n")
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _begin_worker(worker: int) -> None:
+    """A batch system signals all processes of a job: the training answers, and still needs its workers."""
+    for number in signals.STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Ahead of multiprocessing, which would ask them to end, and wait for those that hang."""
+    for batches in list(_running):
+        for worker in batches._workers:
+            worker.kill()

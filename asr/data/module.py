@@ -18,7 +18,7 @@ import torch
 
 from asr.data.audio import audio_duration
 from asr.data.index import ManifestIndex
-from asr.data.loader import Manifests, SpeechDataset, SpeechLoader
+from asr.data.loader import LeftOut, Manifests, SpeechDataset, SpeechLoader
 from asr.data.manifest import write_manifest
 from asr.data.needs import all_frames_needed, frames_needed
 from asr.data.parallel import cores
@@ -91,6 +91,10 @@ class SpeechData(L.LightningDataModule):
         unknown: "error", or "drop" utterances with a character that has no label.
         channel: of the audio files, from 0; `None` averages all channels.
         workers: processes that read audio; `None`: one less than the cores, 8 at the most.
+        worker_timeout: seconds that a batch may take before its worker counts as hung; 0 for no limit.
+        failures: of reading while training: "stop" ends the run at audio that cannot be read and at a worker that died
+            or hung; "skip" leaves the utterance out (with a worker, at the second time) and notes it in the run's
+            folder. Validation never leaves out any.
         seed: of the shuffling.
     """
 
@@ -113,9 +117,15 @@ class SpeechData(L.LightningDataModule):
         unknown: str = "error",
         channel: int | None = None,
         workers: int | None = None,
+        worker_timeout: float = 600.0,
+        failures: str = "stop",
         seed: int = 0,
     ):
         super().__init__()
+        if failures not in ("stop", "skip"):
+            raise ConfigError(f"data.failures={failures}: must be 'stop' or 'skip'.")
+        if worker_timeout < 0:
+            raise ConfigError(f"data.worker_timeout={worker_timeout}: must be seconds, or 0 for no limit.")
         if unknown not in ("error", "drop"):
             raise ConfigError(f"data.unknown={unknown}: must be 'error' or 'drop'.")
         if not 0 <= validation_speakers < 1:
@@ -139,6 +149,9 @@ class SpeechData(L.LightningDataModule):
         self.channel, self.seed = channel, seed
         self.workers = min(8, max(1, cores() - 1)) if workers is None else workers
         self.train = Manifests(paths)
+        self.worker_timeout, self.failures = worker_timeout, failures
+        self.left_out: Path | None = None
+        """A file to note what is left out while training."""
         self.tests = named_manifests(_paths(test))
         """The test manifests by the name that their results go under."""
         self.train_indices = np.arange(len(self.train))
@@ -288,6 +301,8 @@ class SpeechData(L.LightningDataModule):
         return SpeechLoader(
             dataset,
             batches,
+            self.worker_timeout,
+            LeftOut(manifests, self.left_out) if self.failures == "skip" and persistent else None,
             num_workers=self.workers,
             persistent_workers=persistent and self.workers > 0,
             prefetch_factor=4 if self.workers else None,

@@ -15,6 +15,7 @@ from asr.evaluation.counts import ErrorCounts, count_characters, count_words
 from asr.objectives.ctc import ctc_losses
 from asr.pipeline import Pipeline
 from asr.plugins import instantiate
+from asr.training.checkpoints import keep_rest_of_epoch
 from asr.training.transfer import parameter_groups
 from asr.types import Batch, Emissions, Utterance
 
@@ -66,20 +67,37 @@ class SpeechRecognition(L.LightningModule):
         self.waveform_augment = nn.ModuleList(stage for stage in stages if stage.domain == "waveform")
         self.feature_augment = nn.ModuleList(stage for stage in stages if stage.domain == "features")
         self.objective = instantiate(objective, "objective", model=self.model)
+        self._monitored: Tensor | None = None
+        self.batch: Batch | None = None
+        """What is, or was last, computed."""
+        self.step_losses: list[tuple[Batch, Tensor]] = []
+        """This rank's micro-batches of the present step, and the losses (B,) of their utterances."""
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.model(waveforms, lengths)
 
     # --- training
 
+    def on_train_start(self) -> None:
+        # the update of a plateau schedule follows the last checkpoint of an epoch; Lightning does not make up for it
+        loop = self.trainer.fit_loop
+        if self._monitored is not None and (loop.restarted_on_epoch_end or loop.resumed_on_epoch_end):
+            for config in self.trainer.lr_scheduler_configs:
+                if config.reduce_on_plateau and self.current_epoch % config.frequency == 0:
+                    self.lr_scheduler_step(config.scheduler, self._monitored)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         position = batch_idx * self.trainer.world_size + self.trainer.global_rank
         torch.manual_seed(int(utterance_seeds(self.seed, self.current_epoch, torch.tensor([-1 - position]))))
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.step_losses = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if not len(batch):  # a rank without utterances still takes part in the step
             return sum(parameter.sum() for parameter in self.parameters()) * 0.0  # type: ignore[return-value]
+        self.batch = batch
         losses, parts = self.losses(batch)
+        self.step_losses.append((batch, losses.detach()))
         self.log("train_loss", losses.detach().mean(), prog_bar=True, batch_size=len(batch))
         for name, part in parts.items():
             self.log(f"train_{name}", part.detach().mean(), batch_size=len(batch))
@@ -118,6 +136,7 @@ class SpeechRecognition(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not len(batch):
             return
+        self.batch = batch
         log_probs, lengths = self.model(batch.waveforms, batch.lengths)
         losses = ctc_losses(log_probs, lengths, batch.labels, batch.label_lengths)[batch.label_lengths > 0]
         real = torch.arange(log_probs.shape[1])[None, :] < lengths[:, None]
@@ -176,6 +195,11 @@ class SpeechRecognition(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.describe is not None:
             checkpoint["recognizer"] = self.describe()
+        checkpoint["monitored"] = self.trainer.callback_metrics.get(self.monitor)
+        keep_rest_of_epoch(self.trainer, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._monitored = checkpoint.get("monitored")
 
 
 def build_augmentations(configs: Mapping[str, Mapping[str, Any]]) -> list[nn.Module]:

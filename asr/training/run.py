@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import math
@@ -23,15 +22,22 @@ from asr.data.module import TOO_SHORT, Fit, SpeechData
 from asr.errors import CheckpointError, ConfigError
 from asr.pipeline import Pipeline, build
 from asr.plugins import instantiate
+from asr.training.bad_steps import SkipBadSteps
+from asr.training.checkpoints import AtomicCheckpoints, Preempted, Preemption
 from asr.training.corpus import prepare_manifests
 from asr.training.finish import finish
 from asr.training.folder import RunFolder, is_main_process
+from asr.training.leaving import explain, leave
+from asr.training.lost_ranks import LostRanks
 from asr.training.module import SpeechRecognition, build_augmentations
 from asr.training.statistics import set_feature_statistics
 from asr.training.transfer import Frozen, initialize, parameter_groups
 
 LEARNING = ("freeze", "freeze_epochs", "learning_rates")
 """Keys that a resumed run must not change, beside those of the recognizer."""
+
+RESUMING: dict[str, tuple[str, ...]] = {"CsvLogger": ("resume_step",), "TensorBoardLogger": ("purge_step",)}
+"""Loggers that are told where a run goes on, and the argument that says so."""
 
 console = Console(quiet=not is_main_process())
 
@@ -60,7 +66,9 @@ def train(config: Mapping[str, Any]) -> None:
         console.print(f"resume=auto there is no checkpoint in {run.path} yet: starting", markup=False)
     if checkpoint is not None:
         console.print(f"resuming    from {checkpoint}", markup=False)
-    trainer, module, data = set_up(config, resumed=checkpoint is not None)
+    resume_step = None if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
+    trainer, module, data = set_up(config, resume_step)
+    data.left_out = run.path / f"left_out-rank{trainer.global_rank}.jsonl"
     if is_main_process():  # only now: what cannot start leaves no folder behind
         run.create(config)
         data.write_reports(run.path)
@@ -76,29 +84,31 @@ def train(config: Mapping[str, Any]) -> None:
         if trainer.interrupted:
             raise SystemExit(f"interrupted; go on from the last checkpoint with resume=auto out={run.path}") from None
         raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+    except Preempted as stopped:
+        raise SystemExit(leave(stopped.number, run.path)) from None
+    except (torch.cuda.OutOfMemoryError, OSError, RuntimeError) as error:
+        if (explained := explain(error, run.path, trainer, module, data)) is None:
             raise
-        raise CheckpointError(
-            f"{run.path}: cannot be written ({error.strerror or error}). "
-            f"Make room, then go on with resume=auto out={run.path}"
-        ) from error
+        raise explained from error
     if trainer.is_global_zero:
         finish(config, run.path, trainer, pipeline, data, time.monotonic() - started, console)
 
 
-def set_up(config: Mapping[str, Any], resumed: bool = False) -> tuple[L.Trainer, SpeechRecognition, SpeechData]:
+def set_up(
+    config: Mapping[str, Any], resume_step: int | None = None
+) -> tuple[L.Trainer, SpeechRecognition, SpeechData]:
     """All that a training needs, ready to fit.
 
     Args:
         config: the composed `train.yaml`, as plain containers.
-        resumed: whether weights and feature statistics will come from a checkpoint, and need not be found here.
+        resume_step: of the checkpoint that weights and feature statistics will come from; `None` for a new run.
     """
+    resumed = resume_step is not None
     data = instantiate(prepare_manifests(config, console), "data")
     pipeline = build(config, texts=data.texts())
     check_config(pipeline_config(config), Path("the config"))  # now, not when the trained bundle cannot be loaded
     taken = initialize(pipeline, config) if config["init_from"] and not resumed else ""
-    trainer = build_trainer(config, has_validation=data.validation is not None)
+    trainer = build_trainer(config, data.validation is not None, resume_step)
     # the product of ranks and accumulated batches makes a step: known before the sampler is made
     micro_batches = trainer.world_size * trainer.accumulate_grad_batches
     data.prepare(_fit(pipeline, config), micro_batches)
@@ -132,8 +142,14 @@ def set_up(config: Mapping[str, Any], resumed: bool = False) -> tuple[L.Trainer,
     return trainer, module, data
 
 
-def build_trainer(config: Mapping[str, Any], has_validation: bool) -> L.Trainer:
-    """The Lightning trainer of a config; callbacks that need a validation or a logger go where there is none."""
+def build_trainer(config: Mapping[str, Any], has_validation: bool, resume_step: int | None = None) -> L.Trainer:
+    """The Lightning trainer of a config; callbacks that need a validation or a logger go where there is none.
+
+    Args:
+        config: the composed `train.yaml`.
+        has_validation: whether there is a validation set.
+        resume_step: where a resumed run goes on; what loggers have of later steps will come again.
+    """
     for ours, theirs in (("epochs", "max_epochs"), ("max_steps", "max_steps")):
         if theirs in config["trainer"]:
             raise ConfigError(f"trainer.{theirs}: say {ours}=… instead; the schedule needs to know it, too.")
@@ -148,8 +164,20 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool) -> L.Trainer:
         if (has_validation or not str(callback.get("monitor", "")).startswith("val_"))
         and (config["logger"] or "LearningRateMonitor" not in callback["_target_"])
     ]
-    loggers = [instantiate(logger, f"logger.{name}") for name, logger in (config["logger"] or {}).items()]
+    out = Path(config["out"])
+    callbacks += [
+        SkipBadSteps(out / "bad_steps", config["most_bad_steps"]),
+        LostRanks(config["lost_rank_timeout"]),
+        Preemption(out / "checkpoints"),
+    ]
+    loggers = []
+    for name, logger in (config["logger"] or {}).items():
+        told = RESUMING.get(logger["_target_"].rsplit(".", 1)[-1], ()) if resume_step is not None else ()
+        loggers.append(instantiate(logger, f"logger.{name}", **dict.fromkeys(told, resume_step)))
     trainer = dict(config["trainer"])
+    plugins = trainer.pop("plugins", None) or []
+    plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpoints()]
+    plugins = [instantiate(p, "trainer.plugins") if isinstance(p, Mapping) else p for p in plugins]
     if trainer.get("accelerator") == "auto":  # Lightning's own choice may be one that has no CTC, such as MPS
         trainer["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     return instantiate(
@@ -159,6 +187,7 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool) -> L.Trainer:
         max_steps=config["max_steps"] or -1,
         callbacks=callbacks,
         logger=loggers,
+        plugins=plugins,
         use_distributed_sampler=False,  # ours shards itself
         default_root_dir=config["out"],
     )

@@ -102,7 +102,7 @@ def test_ranks_see_what_one_accumulates(make, corpus):
 
 def test_empty_micro_batch(make, corpus):
     dataset = make(corpus[0]).dataset
-    batch = dataset[[(-1, 5)]]
+    batch, _ = dataset[[(-1, 5)]]
     assert len(batch) == 0 and batch.step_utterances == 5
     assert batch.waveforms.shape == batch.labels.shape == (0, 0)
 
@@ -130,7 +130,7 @@ def test_segments_and_channels(tmp_path, noise, manifest):
     segment = {"audio_filepath": "a.wav", "duration": 0.5, "text": None}
     path = manifest(tmp_path / "m.jsonl", segment | {"offset": 0.25}, segment | {"offset": 1.25})
     dataset = SpeechDataset(Manifests([str(path)]), encode, 16000, channel=1)
-    batch = dataset[[(1, 2), (0, 2)]]
+    batch, _ = dataset[[(1, 2), (0, 2)]]
     np.testing.assert_array_equal(batch.waveforms[0], samples[20000:28000, 1])
     np.testing.assert_array_equal(batch.waveforms[1], samples[4000:12000, 1])
     assert batch.label_lengths.tolist() == [0, 0]

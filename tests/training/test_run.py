@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import signal
 import subprocess
@@ -86,7 +85,7 @@ def test_from_manifest_to_transcript(train, tones):
 @pytest.mark.parametrize("step, options", [(1, ()), (3, ()), (5, ()), (8, ()), (5, ("objective=cr_ctc", EMA))])
 def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(train, monkeypatch, step, options):
     whole = train("whole", *SHORT, *options)
-    steps = sum(1 for _ in (whole / "csv/version_0/metrics.csv").open())
+    steps = sum(1 for _ in (whole / "metrics.csv").open())
     assert steps > 0
 
     def die(self, *_):
@@ -230,26 +229,6 @@ def test_what_cannot_be_scored_is_found_before_training(train, tmp_path):
         with pytest.raises(DataError, match="no such manifest"):
             train("run", f"{option}={tmp_path / 'missing.jsonl'}")
     assert not (tmp_path / "run").exists()
-
-
-def test_disk_full_on_checkpoint(train, monkeypatch, tmp_path):
-    """The message says what to do, and the earlier checkpoint still loads."""
-    from lightning.fabric.plugins.io import torch_io
-
-    save, calls = torch_io._atomic_save, []
-
-    def full(checkpoint, path):
-        calls.append(path)
-        if len(calls) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        save(checkpoint, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch_io, "_atomic_save", full)
-        with pytest.raises(CheckpointError, match=r"No space left on device.*resume=auto"):
-            train("run", *SHORT)
-    train("run", *SHORT, "resume=auto")
-    assert difference(train("whole", *SHORT), tmp_path / "run") == 0
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(train, tones, tmp_path):

@@ -1,0 +1,175 @@
+"""Checkpoints that a run goes on from exactly: written whole or not at all, at regular times and when asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from asr import signals
+from asr.errors import CheckpointError
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there when it is on disk: the one before is never damaged.
+
+    Lightning's own goes through the system's temporary folder, and where that is another disk, copying is no move.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        path = Path(path)
+        part = path.with_name(".part")
+        buffer = io.BytesIO()  # torch's own writer would turn an OSError into a RuntimeError
+        torch.save(checkpoint, buffer)
+        try:
+            path.parent.mkdir(exist_ok=True)  # not the run's folder: where that has vanished, nothing belongs there
+            with part.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"{path}: cannot be written ({error.strerror or error}; {len(buffer.getbuffer()) / 2**20:.0f} MiB). "
+                "The one before it is as it was. Make room or bring the folder back, then go on with resume=auto."
+            ) from error
+
+
+class Preempted(Exception):
+    """Not an error: a signal asked to stop, and all that was done is saved.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
+class ExactCheckpoint(Checkpoint):
+    """Saves `last.ckpt` so that a run goes on where it was, where Lightning would skip something.
+
+    - Lightning resumes a checkpoint from the end of an epoch's last batch behind the validation that follows; here it
+      is resumed ahead of it.
+    - The row that a logger gets for a batch is written when the callbacks are done; here it is written first.
+
+    Args:
+        dirpath: the folder of the checkpoints.
+    """
+
+    def __init__(self, dirpath: str | Path):
+        self.path = Path(dirpath) / "last.ckpt"
+        self.step = 0
+        self.ahead_of_validation = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.step = trainer.global_step
+
+    def stepped(self, trainer: L.Trainer) -> bool:
+        """Whether the batch made a step: after the other accumulated ones, there are gradients that no file holds."""
+        before, self.step = self.step, trainer.global_step
+        return self.step != before
+
+    def save(self, trainer: L.Trainer) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if not trainer.validating:
+            trainer._logger_connector.update_train_step_metrics()
+        self.ahead_of_validation = trainer.validating or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+        try:
+            trainer.save_checkpoint(self.path, weights_only=False)
+        finally:
+            self.ahead_of_validation = False
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.ahead_of_validation:
+            progress = checkpoint["loops"]["fit_loop"]
+            for part in ("total", "current"):
+                done = progress["epoch_loop.batch_progress"][part]
+                done["completed"] = done["processed"]
+                # Lightning's mark of a validation that was interrupted: it begins again
+                begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+                progress["epoch_loop.val_loop.batch_progress"][part] = begun
+            progress["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+
+
+class LastCheckpoint(ExactCheckpoint):
+    """Saves `last.ckpt` over the one before, whenever so many steps or minutes have passed.
+
+    Args:
+        dirpath: the folder of the checkpoints.
+        every_n_train_steps, every_n_minutes: whichever comes first; `None` for never.
+    """
+
+    def __init__(self, dirpath: str, every_n_train_steps: int | None = 200, every_n_minutes: float | None = 10.0):
+        super().__init__(dirpath)
+        self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.saved_at = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.stepped(trainer) and self._is_due(trainer):
+            self.save(trainer)
+            self.saved_at = time.monotonic()
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        if self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0:
+            return True
+        if self.every_n_minutes is None:
+            return False
+        late = time.monotonic() - self.saved_at > 60 * self.every_n_minutes
+        return bool(trainer.strategy.broadcast(late))  # clocks differ
+
+
+class Preemption(ExactCheckpoint):
+    """Saves and stops at the end of the batch in which a rank got a signal (see `signals`); all ranks agree on it.
+
+    Raises:
+        Preempted: on all ranks, when all is saved.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        signals.install()  # over Lightning's handlers, which communicate, and so wait for ever (its issue 21406)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.stepped(trainer):
+            self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        number = signals.received()
+        if trainer.world_size > 1:
+            flag = torch.tensor(float(number), device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(flag, reduce_op="max"))
+        if number:
+            self.save(trainer)
+            raise Preempted(number)
+
+
+def keep_rest_of_epoch(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Undo, in a checkpoint, that an epoch counts as done which was stopped in the middle, as by `trainer.max_time`."""
+    progress = checkpoint["loops"]["fit_loop"]
+    batches, epochs = progress["epoch_loop.batch_progress"]["current"]["ready"], progress["epoch_progress"]
+    if batches < trainer.num_training_batches and epochs["total"]["processed"] == epochs["total"]["started"] > 0:
+        for part in ("total", "current"):
+            epochs[part]["processed"] -= 1
+            epochs[part]["completed"] = epochs[part]["processed"]
