@@ -62,7 +62,7 @@ def explain(
 ) -> AsrError | None:
     """What the error means to a person; `None` if it is a bug."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
-        return TrainingError(out_of_memory(module.batch, module.model.sample_rate, trainer.validating, data))
+        return TrainingError(out_of_memory(module.batch, module.model.sample_rate, not module.training, data))
     watch = next(callback for callback in trainer.callbacks if isinstance(callback, LostRanks))  # type: ignore[attr-defined]
     if COMMUNICATION.search(str(error)) and (lost := watch.find()):
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

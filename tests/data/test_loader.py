@@ -1,10 +1,18 @@
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from asr.data.loader import Manifests, SpeechDataset, SpeechLoader
+from asr import signals
+from asr.data import loader as loading
+from asr.data.loader import LeftOut, Manifests, SpeechDataset, SpeechLoader
 from asr.data.sampler import BucketSampler
-from asr.errors import AudioError, DataError
+from asr.errors import AudioError, DataError, TrainingError
 from asr.types import Batch
 
 
@@ -18,11 +26,11 @@ def encode(text: str) -> list[int]:
 def make():
     made = []
 
-    def loader(path, workers=0, rank=0, world_size=1, group=1) -> SpeechLoader:
+    def loader(path, workers=0, rank=0, world_size=1, group=1, **options) -> SpeechLoader:
         manifests = Manifests([str(path)])
         sampler = BucketSampler(manifests.seconds, 2.0, group, rank=rank, world_size=world_size, seed=1)
         dataset = SpeechDataset(manifests, encode, 16000)
-        made.append(SpeechLoader(dataset, sampler, num_workers=workers, persistent_workers=workers > 0))
+        made.append(SpeechLoader(dataset, sampler, num_workers=workers, persistent_workers=workers > 0, **options))
         return made[-1]
 
     yield loader
@@ -134,3 +142,81 @@ def test_segments_and_channels(tmp_path, noise, manifest):
     np.testing.assert_array_equal(batch.waveforms[0], samples[20000:28000, 1])
     np.testing.assert_array_equal(batch.waveforms[1], samples[4000:12000, 1])
     assert batch.label_lengths.tolist() == [0, 0]
+
+
+# --- workers that die or hang
+
+
+@pytest.fixture
+def faulty(monkeypatch, tmp_path):
+    """Makes the reading of a file go wrong, in the workers that are started from now on."""
+    monkeypatch.setattr(loading, "POLL", 0.2)
+    original = loading.read_audio
+
+    def set_up(name: str, fault, once: bool = False) -> None:
+        def read(path, *rest):
+            if Path(path).name == name and not (once and (tmp_path / "failed").exists()):
+                (tmp_path / "failed").touch()
+                fault()
+            return original(path, *rest)
+
+        monkeypatch.setattr(loading, "read_audio", read)
+
+    return set_up
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    time.sleep(1000)
+
+
+@pytest.mark.parametrize("fault, message", [(die, "died"), (hang, r"delivered no batch for 1 s")])
+def test_lost_workers_are_named(make, corpus, faulty, fault, message):
+    faulty("5.wav", fault)
+    loader = make(corpus[0], workers=2, worker_timeout=1.0)
+    with pytest.raises(TrainingError, match=rf"{message}.*reading {corpus[0].parent}/5\.wav \(.*line 6\)"):
+        list(loader)
+
+
+@pytest.mark.parametrize("fault", [die, hang])
+@pytest.mark.parametrize("once", [True, False])
+def test_lost_workers_are_passed_over(make, corpus, faulty, fault, once, capsys):
+    """What was read when a worker was lost is tried once more; all else is met once, in the same order."""
+    expected = list(make(corpus[0]))
+    faulty("5.wav", fault, once)
+    left_out = []
+    options = {"worker_timeout": 1.0, "leave_out": lambda index, why: left_out.append((index, why))}
+    loader = make(corpus[0], workers=2, **options)
+    batches = list(loader)
+    assert [index for index, _ in left_out] == ([] if once else [5])
+    assert "5.wav" in capsys.readouterr().err
+    met = [[k for k in batch.indices.tolist() if once or k != 5] for batch in expected]
+    assert [batch.indices.tolist() for batch in batches] == met
+    assert loader.state_dict()["position"] == len(expected)
+    loader.sampler.set_epoch(1)
+    assert sorted(int(k) for batch in loader for k in batch.indices) == [k for k in range(12) if once or k != 5]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_audio_is_passed_over(make, corpus, tmp_path, workers):
+    (corpus[0].parent / "5.wav").write_text("no audio")
+    leave_out = LeftOut(Manifests([str(corpus[0])]), tmp_path / "left_out.jsonl")
+    batches = list(make(corpus[0], workers, leave_out=leave_out))
+    assert sorted(int(k) for batch in batches for k in batch.indices) == [k for k in range(12) if k != 5]
+    [row] = map(json.loads, (tmp_path / "left_out.jsonl").open())
+    assert row["audio_filepath"].endswith("5.wav") and "cannot be read as audio" in row["reason"]
+
+
+def test_workers_leave_signals_to_the_training(make, corpus):
+    """A batch system sends them to all processes of a job."""
+    loader = make(corpus[0], workers=2)
+    batches = iter(loader)
+    seen = [next(batches)]
+    for worker in loader._iterator._workers:
+        for number in signals.STOPPING:
+            os.kill(worker.pid, number)
+    seen += batches
+    assert sorted(int(k) for batch in seen for k in batch.indices) == list(range(12))
