@@ -12,6 +12,7 @@ from asr.errors import ConfigError, near_matches
 
 BENCHMARKS = {
     "training": "our step over the bare kernels, and waiting for data",
+    "memory": "the largest data.batch_seconds that the GPU holds",
     "transcription": "real-time factor of files, one at a time and together",
     "long": "an hour in one file beside its utterances in files of their own",
     "decoding": "our beam search beside other decoders: speed, and how good what they find is",
@@ -24,6 +25,7 @@ BENCHMARKS = {
 }
 UTTERANCES = {
     "training": 948,
+    "memory": 948,
     "transcription": 948,
     "decoding": 16,
     "shards": 948,

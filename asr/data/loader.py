@@ -112,23 +112,24 @@ class SpeechDataset(Dataset):
         Beside it, what could not be read and why. An error that a person reads comes back as a value, to be raised
         where no worker's traceback surrounds it.
         """
-        read, failed = {}, {}
+        read, indices, failed = [], [], {}
         for index, _ in micro_batch:
             if index < 0 or index in self.left_out:
                 continue
             try:
-                read[index] = self._read(index)
+                read.append(self._read(index))
+                indices.append(index)
             except AsrError as error:
                 if not (self.lenient and isinstance(error, AudioError)):
                     return error
                 failed[index] = str(error)
-        waveforms, labels = zip(*read.values(), strict=True) if read else ((), ())
+        waveforms, labels = zip(*read, strict=True) if read else ((), ())
         batch = Batch(
             waveforms=_pad([torch.from_numpy(waveform) for waveform in waveforms], torch.float32),
             lengths=torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64),
             labels=_pad([torch.tensor(ids, dtype=torch.int64) for ids in labels], torch.int64),
             label_lengths=torch.tensor([len(ids) for ids in labels], dtype=torch.int64),
-            indices=torch.tensor([*read], dtype=torch.int64),
+            indices=torch.tensor(indices, dtype=torch.int64),
             step_utterances=micro_batch[0][1],
         )
         return batch, failed
