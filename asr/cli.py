@@ -137,6 +137,7 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
     @hydra.main(config_path="pkg://asr.conf", config_name=command, version_base="1.3")
     def task(config: DictConfig) -> None:
         sys.argv = argv  # Lightning starts the other ranks by it
+        _register_resolvers()  # anew, where a launcher runs this in a process of its own
         from asr import commands
 
         try:  # here, because Hydra adds to what leaves the task
@@ -272,7 +273,7 @@ def _refuse_multirun_on_devices(config: Any) -> None:
     ):
         raise ConfigError(
             "-m with several devices would run the sweep on every rank. "
-            "Use a launcher that starts a job for each run (hydra/launcher=…), or trainer.devices=1."
+            "Start a job for each run (hydra/launcher=slurm, see the README), or say trainer.devices=1."
         )
 
 

@@ -34,13 +34,15 @@ def run_id() -> str:
 
 def is_main_process() -> bool:
     """Whether this process is rank 0, or the only one."""
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the processes that Lightning starts have a LOCAL_RANK
-    ranks = [os.environ[name] for name in names if os.environ.get(name)]
-    return not ranks or ranks[0] == "0"
+    # torchrun's; else those of the processes that Lightning starts, on nodes that a person has numbered; else srun's
+    for names in (("RANK",), ("LOCAL_RANK", "NODE_RANK"), ("SLURM_PROCID",)):
+        if ranks := [os.environ[name] for name in names if os.environ.get(name)]:
+            return all(rank == "0" for rank in ranks)
+    return True
 
 
 class RunFolder:
-    """Opens a run's folder: a new one, or one to go on in.
+    """Opens a run's folder: a new one, or one to go on in, as jobs do that Slurm or torchrun has started again.
 
     Args:
         path: the folder.
@@ -49,6 +51,8 @@ class RunFolder:
 
     def __init__(self, path: Path, resume: str | None):
         self.path, self.resume = path, str(resume or "never")
+        counts = (os.environ.get(name) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+        self.restarted = any(count not in (None, "", "0") for count in counts)
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to resume from, if any.
@@ -56,15 +60,15 @@ class RunFolder:
         Raises:
             ConfigError: the folder holds a run and nothing said to resume, or `resume` names no file.
         """
-        if self.resume == "auto":
-            found = list((self.path / "checkpoints").glob("*.ckpt"))
+        found = list((self.path / "checkpoints").glob("*.ckpt"))
+        if self.resume == "auto" or (self.restarted and found):
             return max(found, key=lambda path: path.stat().st_mtime) if found else None
         path = None if self.resume == "never" else Path(self.resume)
         if path is not None and not path.is_file():
             raise ConfigError(f"resume={self.resume}: no such checkpoint. Say never, auto, or the path of a .ckpt.")
         ours = path is not None and path.resolve().is_relative_to(self.path.resolve())
         taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-        if is_main_process() and taken and not ours:
+        if is_main_process() and taken and not ours and not self.restarted:
             raise ConfigError(
                 f"out={self.path}: the folder exists and is not empty. Go on with resume=auto, or take another out=."
             )

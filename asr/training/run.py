@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from asr import signals
 from asr.bundle import describe, load_pipeline, pipeline_config, read_checkpoint
 from asr.configs import check_config, flatten
 from asr.data.module import TOO_SHORT, Fit, SpeechData
@@ -58,6 +59,7 @@ def train(config: Mapping[str, Any]) -> None:
         AsrError: something in the config, the data or the folder cannot be used.
         SystemExit: it was interrupted.
     """
+    signals.install()  # over those of a launcher
     torch.set_num_threads(config["threads"] or torch.get_num_threads())
     L.seed_everything(config["seed"], verbose=False)
     run = RunFolder(Path(config["out"]), config["resume"])

@@ -50,9 +50,8 @@ def test_steps_are_tried_until_memory_runs_out(tmp_path, monkeypatch, error):
     step = memory.Step(module, data, torch.device("cpu"), trainer.precision_plugin.forward_context)
     found = memory.largest(step, start=2 * data.train_seconds.max())
     assert 60 / 1.05 - data.train_seconds.max() < found <= 60 + data.train_seconds.max()
-    assert {shape[1] for shape in frames} == {
-        int(16000 * s) for s in (min(data.train_seconds), max(data.train_seconds))
-    }
+    ends = [16000 * min(data.train_seconds), 16000 * max(data.train_seconds)]
+    assert sorted({shape[1] for shape in frames}) == pytest.approx(ends, abs=2)
 
 
 def test_other_errors_are_not_taken_for_it(tmp_path, monkeypatch):
