@@ -156,7 +156,7 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture) -> None:
         ("evaluate_lm", "usage: asr evaluate_lm model=DIR_OR_ARPA test=FILE", "text: how the text is normalized"),
         ("export", "usage: asr export checkpoint=RUN out=FILE.onnx", "quantize: none"),
         ("prepare", "usage: asr prepare corpus=NAME corpus.root=DIR out=DIR", "corpus: which one"),
-        ("benchmark", "usage: asr benchmark training|transcription", "encoder: blstm, conformer, "),
+        ("benchmark", "usage: asr benchmark training|memory|transcription", "encoder: blstm, conformer, "),
     ],
 )
 def test_help_of_a_command(command: str, usage: str, choices: str, capsys: pytest.CaptureFixture) -> None:

@@ -24,10 +24,15 @@ def run_id() -> str:
     """What the run's default folder is called: the same on every rank and after a requeue.
 
     The process that starts first sets it for those it launches; under torchrun and Slurm it is the job's.
+
+    Raises:
+        ConfigError: torchrun gives no name that its processes share.
     """
     if RUN_ID not in os.environ:
         job = [os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")]
         job = [name for name in job if name and name != "none"]
+        if not job and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise ConfigError("out: has to be given under torchrun, as its processes start at different times: out=DIR")
         os.environ[RUN_ID] = job[0] if job else time.strftime("%Y-%m-%d_%H-%M-%S")
     return os.environ[RUN_ID]
 

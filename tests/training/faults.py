@@ -1,8 +1,11 @@
-"""Objectives that go wrong, for configs to name: processes of their own import them, too."""
+"""What goes wrong, and what takes notes, for configs to name: processes of their own import it, too."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+from lightning.pytorch.callbacks import Callback
 
 from asr.objectives.ctc import Ctc
 
@@ -33,3 +36,19 @@ class SpoiltCtc(Ctc):
             else:  # the square root has no slope at zero
                 losses[k] = losses[k] + (losses[k] - losses[k].detach()).abs().sqrt()
         return losses, parts
+
+
+class Notes(Callback):
+    """Writes a line for each batch that was trained on: process, epoch, number in the epoch, and its utterances.
+
+    Args:
+        path: the beginning of the files' names, one for each rank.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        numbers = " ".join(map(str, batch.indices.tolist()))
+        with open(f"{self.path}-{trainer.global_rank}", "a", encoding="utf-8") as file:
+            file.write(f"{os.getpid()} {trainer.current_epoch} {batch_idx} {numbers}\n")
