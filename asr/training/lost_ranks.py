@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from asr.errors import ConfigError
 
-BEAT = 0.5
+BEAT = 1.0
 """Seconds between signs of life."""
 
 
@@ -46,8 +46,10 @@ class LostRanks(Callback):
         torch.distributed.all_gather_object(self.hosts, f"{socket.gethostname()}, process {os.getpid()}")
         # a connection of its own: the main thread may be waiting on the other
         self.store = torch.distributed.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+        for rank in range(trainer.world_size):
+            self.store.add(f"beats/{rank}", 0)  # reading waits for keys that are not there
         self.answered = time.monotonic()
-        self.heard = dict.fromkeys(self._others(), (-1, self.answered))
+        self.heard = {rank: (b"", self.answered) for rank in range(trainer.world_size) if rank != self.rank}
         self.stopped.clear()
         for task in (self._beat, self._watch):  # two, as a store whose process stands still does not answer
             threading.Thread(target=task, name="lost-ranks", daemon=True).start()
@@ -67,9 +69,6 @@ class LostRanks(Callback):
         silent = [rank for rank, (_, then) in self.heard.items() if then < asked] if self.answered > asked else [0]
         return " and ".join(f"{self._name(rank)} gives no sign of life" for rank in silent)
 
-    def _others(self) -> list[int]:
-        return [rank for rank in range(len(self.hosts)) if rank != self.rank]
-
     def _name(self, rank: int) -> str:
         return f"rank {rank} ({self.hosts[rank]})"
 
@@ -77,10 +76,10 @@ class LostRanks(Callback):
         while not self.stopped.wait(BEAT):
             with contextlib.suppress(RuntimeError):  # the store is gone, and with it what kept it
                 self.store.add(f"beats/{self.rank}", 1)
-                for rank in self._others():
-                    beats = self.store.add(f"beats/{rank}", 0)
-                    if beats != self.heard[rank][0]:
-                        self.heard[rank] = beats, time.monotonic()
+                beats = self.store.multi_get([f"beats/{rank}" for rank in self.heard])
+                for rank, count in zip(self.heard, beats, strict=True):
+                    if count != self.heard[rank][0]:
+                        self.heard[rank] = count, time.monotonic()
                 self.answered = time.monotonic()
 
     def _watch(self) -> None:

@@ -3,7 +3,8 @@
 set -euo pipefail
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
 host=$(hostname)
-command -v slurmctld >/dev/null || { apt-get update -qq; apt-get install -y -qq --no-install-recommends slurm-wlm munge; }
+install() { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; }
+command -v slurmctld >/dev/null || install || exit 77
 mkdir -p /run/munge && chown munge:munge /run/munge /var/log/munge /var/lib/munge && chmod 755 /run/munge
 pgrep -x munged >/dev/null || runuser -u munge -- /usr/sbin/munged
 grep -q ' n1 n2$' /etc/hosts || echo "127.0.0.1 n1 n2" >>/etc/hosts # the first node's name is where the ranks meet

@@ -87,7 +87,7 @@ def test_twenty_kills(start, tmp_path, processes):
     expected, repeated = Counter(), 0
     for rank in range(processes):
         lives = defaultdict(set)
-        for process_id, epoch, batch, *utterances in notes(cut, rank):
+        for _, epoch, batch, *utterances in notes(cut, rank):
             lives[epoch, batch].add(tuple(utterances))
             repeated += 1
         assert all(len(seen) == 1 for seen in lives.values())  # what was done again was done with the same utterances
