@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -138,17 +140,51 @@ def test_killed_for_real(tones, tmp_path, train):
     "objective", [("objective=ctc", "augment=[]"), ("objective=cr_ctc", "augment=[specaugment]")], ids=["ctc", "cr_ctc"]
 )
 def test_two_processes_equal_one_that_accumulates(tones, tmp_path, train, objective):
-    options = ("epochs=2", "data.batch_seconds=6", "encoder.dropout=0", *objective)
-    one = train("one", *options, "trainer.accumulate_grad_batches=2")
+    """The same gradients, validation counts and utterances, where ranks have fewer of them, and some batches none."""
+    options = ("epochs=2", "data.batch_seconds=2.5", "data.validation_batch_seconds=1", "data.buckets=3")
+    options += ("encoder.dropout=0", "trainer.log_every_n_steps=1", *objective)
     two = tmp_path / "two"
+
+    def noting(name: str) -> list[str]:
+        callbacks = {"notes": "Notes", "gradients": "Gradients"}
+        targets = [f"+callbacks.{key}._target_=tests.training.faults.{kind}" for key, kind in callbacks.items()]
+        return targets + [f"+callbacks.{key}.path={tmp_path / name}-{key}" for key in callbacks]
+
+    one = train("one", *options, *noting("one"), "trainer.accumulate_grad_batches=2")
     devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    arguments = [*SMALL[1:], *devices, *options, f"data.train={tones}", f"out={two}"]
-    subprocess.run([sys.executable, SCRIPTS / "train.py", *arguments], check=True, timeout=300)
+    arguments = [*SMALL[1:], *devices, *options, *noting("two"), f"data.train={tones}", f"out={two}"]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
+    subprocess.run([sys.executable, SCRIPTS / "train.py", *arguments], check=True, timeout=300, env=environment)
     assert difference(one, two) < 1e-5
     first, second = (
         [json.loads(line) for line in (run / "evaluation/validation/results.jsonl").open()] for run in (one, two)
     )
     assert first == second
+
+    steps, others = (torch.load(tmp_path / f"{name}-gradients") for name in ("one", "two"))
+    assert len(steps) == len(others) > 20
+    for mine, theirs in zip(steps, others, strict=True):
+        assert mine.keys() == theirs.keys()
+        assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-5
+
+    def noted(name: str, part: str) -> list[list[int]]:
+        """[epoch, number, utterances …] of each batch."""
+        return [[*map(int, line.split())][1:] for line in (tmp_path / f"{name}-notes-{part}").open()]
+
+    ranks = noted("two", "0"), noted("two", "1")
+    assert [batch[2:] for pair in zip(*ranks, strict=True) for batch in pair] == [b[2:] for b in noted("one", "0")]
+    assert any(len(batch) == 2 for batch in ranks[1]) and all(len(batch) > 2 for batch in ranks[0])
+    ranks = noted("two", "validation-0"), noted("two", "validation-1")
+    assert len(ranks[0]) == len(ranks[1]) and any(len(batch) == 2 for batch in ranks[1])
+    for epoch in (0, 1):
+        validated = sorted(k for batch in (*ranks[0], *ranks[1]) if batch[0] == epoch for k in batch[2:])
+        assert validated == sorted(k for batch in noted("one", "validation-0") if batch[0] == epoch for k in batch[2:])
+        assert len(set(validated)) == len(validated) == 5
+    rates = []
+    for run in (one, two):
+        with (run / "metrics.csv").open(newline="") as file:
+            rates.append([(row["val_wer"], row["val_cer"]) for row in csv.DictReader(file) if row["val_wer"]])
+    assert rates[0] == rates[1] and len(rates[0]) == 2
 
 
 def test_an_existing_folder_is_left_alone(train, tmp_path):
