@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 
@@ -38,7 +39,7 @@ def memory(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement], 
     data = {**config["data"], "train": manifest, "validation": None, "validation_speakers": 0, "test": None}
     trainer, module, speech = set_up({**config, "data": data, "max_steps": None})
     device = trainer.strategy.root_device
-    step = Step(module.to(device), speech, device, trainer.precision_plugin.forward_context)
+    step = Step(trainer, module.to(device), speech)
     found = largest(step, start=2 * speech.train_seconds.max())
     step(found)
     measured = [
@@ -60,14 +61,13 @@ class Step:
     """Whether training steps of batches of some padded duration fit: few long utterances, and many short ones.
 
     Args:
-        module: on the device.
-        data: prepared.
-        device: to train on.
-        autocast: makes the context of the training's precision.
+        trainer, module, data: of a training; the module on its device.
     """
 
-    def __init__(self, module: SpeechRecognition, data: SpeechData, device: torch.device, autocast: Any):
-        self.module, self.data, self.device, self.autocast = module.train(), data, device, autocast
+    def __init__(self, trainer: L.Trainer, module: SpeechRecognition, data: SpeechData):
+        module.trainer = trainer
+        self.module, self.data, self.device = module.train(), data, module.device
+        self.autocast = trainer.precision_plugin.forward_context
         self.optimizer = module.configure_optimizers()["optimizer"]
         self.dataset = data.loader(data.train, [], persistent=False).dataset
         order = np.argsort(data.train_seconds, kind="stable")

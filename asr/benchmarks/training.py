@@ -69,6 +69,9 @@ class TakingTurns(L.Callback):
         self.wanted, self.steps, self.waiting = blocks + 1, steps, waiting
         self.blocks: list[Block] = []
         self.memory = 0.0
+        self.recorder: Any = None
+        self.idle: float | None = None
+        """The share of the time in which nothing runs on the GPU, under the recorder, which itself costs time."""
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         loader: Any = trainer.train_dataloader
@@ -94,6 +97,15 @@ class TakingTurns(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.done += 1
+        if self.recorder is not None:
+            if self.done == self.steps:
+                synchronize(self.device)
+                seconds = time.perf_counter() - self.started
+                self.recorder.stop()
+                ranges = [event.time_range for event in self.recorder.events() if event.device_type.name == "CUDA"]
+                self.idle = 1 - busy([(r.start, r.end) for r in ranges]) / (1e6 * seconds)
+                trainer.should_stop = True
+            return
         skip = self.skip if self.blocks else 1
         if self.done == skip:
             self._start_clock()
@@ -113,10 +125,19 @@ class TakingTurns(L.Callback):
         block.packed = self._time(kernels, block.shapes, packed=True)
         block.padded = self._time(kernels, block.shapes, packed=False)
         self.blocks.append(block)
-        if len(self.blocks) == self.wanted:
-            trainer.should_stop = True
-        else:
+        if len(self.blocks) < self.wanted:
             self._open()
+        elif self.device.type == "cuda":
+            self._record()
+        else:
+            trainer.should_stop = True
+
+    def _record(self) -> None:
+        """From now on, all that runs on the GPU."""
+        self.recorder = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        self.recorder.start()
+        self.done = 0
+        self._start_clock()
 
     def _time(self, kernels: BareKernels, shapes: list[Shape], packed: bool) -> float:
         seconds = 0.0
@@ -128,6 +149,15 @@ class TakingTurns(L.Callback):
             synchronize(self.device)
             seconds += time.perf_counter() - started
         return seconds
+
+
+def busy(ranges: list[tuple[float, float]]) -> float:
+    """The time in which at least one of these (start, end) lasts."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(ranges):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def training(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement], dict[str, Any]]:
@@ -167,6 +197,8 @@ def training(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement]
         _over(blocks, "speed", "speed", lambda b: b.audio / b.ours, "h of audio / h"),
         Measurement("memory", "peak memory", turns.memory, "MiB"),
     ]
+    if turns.idle is not None:
+        measured.append(Measurement("idle", "GPU idle", 100 * turns.idle, "% of the step"))
     setting = machine(turns.device) | {
         "precision": trainer.precision,
         "model": f"{sum(p.numel() for p in module.model.parameters()) / 1e6:.2f} M parameters",

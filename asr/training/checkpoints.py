@@ -173,3 +173,12 @@ def keep_rest_of_epoch(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
         for part in ("total", "current"):
             epochs[part]["processed"] -= 1
             epochs[part]["completed"] = epochs[part]["processed"]
+
+
+def fit_world_size(checkpoint: dict[str, Any], world_size: int) -> None:
+    """Count the batches of an epoch that is resumed as one of so many ranks counts them."""
+    before = checkpoint.get("world_size", world_size)
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    ready = batches["ready"]
+    for name, count in batches.items():  # some are one less than ready, at the end of a batch
+        batches[name] = ready * before // world_size - (ready - count)

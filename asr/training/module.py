@@ -15,7 +15,7 @@ from asr.evaluation.counts import ErrorCounts, count_characters, count_words
 from asr.objectives.ctc import ctc_losses
 from asr.pipeline import Pipeline
 from asr.plugins import instantiate
-from asr.training.checkpoints import keep_rest_of_epoch
+from asr.training.checkpoints import fit_world_size, keep_rest_of_epoch
 from asr.training.transfer import parameter_groups
 from asr.types import Batch, Emissions, Utterance
 
@@ -182,7 +182,10 @@ class SpeechRecognition(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         groups, multiples = parameter_groups(self, self.learning_rates)
-        optimizer = instantiate(self.optimizer_config, "optimizer", params=groups)
+        config = dict(self.optimizer_config)
+        if "fused" in config and config["fused"] is None:  # a scaler's steps are not for fused ones that are clipped
+            config["fused"] = self.device.type == "cuda" and not self._scaled
+        optimizer = instantiate(config, "optimizer", params=groups)
         for group, multiple in zip(optimizer.param_groups, multiples, strict=True):
             group["lr"] *= multiple
         schedule = instantiate(self.schedule_config, "schedule", optimizer=optimizer, steps=self.steps)
@@ -192,14 +195,30 @@ class SpeechRecognition(L.LightningModule):
             scheduler |= {"interval": "epoch", "frequency": every, "monitor": self.monitor, "strict": True}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm") and not self._scaled:
+            # Lightning's own refuses fused optimizers under any mixed precision
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether the loss is scaled, for the sake of 16-bit gradients."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.describe is not None:
             checkpoint["recognizer"] = self.describe()
+        checkpoint["world_size"] = self.trainer.world_size
         checkpoint["monitored"] = self.trainer.callback_metrics.get(self.monitor)
         keep_rest_of_epoch(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._monitored = checkpoint.get("monitored")
+        fit_world_size(checkpoint, self.trainer.world_size)
 
 
 def build_augmentations(configs: Mapping[str, Mapping[str, Any]]) -> list[nn.Module]:

@@ -77,7 +77,7 @@ def train(config: Mapping[str, Any]) -> None:
     pipeline = module.pipeline
     started = time.monotonic()
     if checkpoint is not None:
-        check_resumable(checkpoint, module, config)
+        check_resumable(checkpoint, module, config, trainer.world_size)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         # the end of the run, whatever the callbacks have saved
@@ -250,7 +250,7 @@ def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, An
     )
 
 
-def check_resumable(checkpoint: Path, module: SpeechRecognition, config: Mapping[str, Any]) -> None:
+def check_resumable(checkpoint: Path, module: SpeechRecognition, config: Mapping[str, Any], world_size: int) -> None:
     """Refuse to resume what the config no longer describes: other stages, labels, or length of the schedule.
 
     Raises:
@@ -274,4 +274,10 @@ def check_resumable(checkpoint: Path, module: SpeechRecognition, config: Mapping
         raise CheckpointError(
             f"{checkpoint}: cannot be resumed, because this has changed: {', '.join(changed)}. "
             "Resume with the options of the run (its config.yaml), or start a new one in another out=."
+        )
+    before = found.get("world_size", world_size)
+    if before != world_size:
+        console.print(
+            f"            on {world_size} processes, after {before}: the same steps, but for rounding, "
+            "and batch norm's running statistics, which are those of rank 0"
         )

@@ -73,6 +73,16 @@ def test_engines_side_by_side(tmp_path, capsys):
     assert results["kernels"]["value"] > 0 and "bare LSTM kernels" in capsys.readouterr().out
 
 
+def test_busy():
+    """Against a clock that ticks."""
+    from asr.benchmarks.training import busy
+
+    chance = random.Random(0)
+    ranges = [(start, start + chance.randrange(9)) for start in (chance.randrange(100) for _ in range(20))]
+    assert busy(ranges) == sum(any(a <= tick < b for a, b in ranges) for tick in range(120))
+    assert busy([]) == 0
+
+
 def test_transcription_reads_the_files_of_a_manifest(tmp_path, capsys):
     from asr.benchmarks.noise import write_noise
 

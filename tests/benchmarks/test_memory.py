@@ -47,7 +47,7 @@ def test_steps_are_tried_until_memory_runs_out(tmp_path, monkeypatch, error):
         return losses(self, batch)
 
     monkeypatch.setattr(SpeechRecognition, "losses", limited)
-    step = memory.Step(module, data, torch.device("cpu"), trainer.precision_plugin.forward_context)
+    step = memory.Step(trainer, module, data)
     found = memory.largest(step, start=2 * data.train_seconds.max())
     assert 60 / 1.05 - data.train_seconds.max() < found <= 60 + data.train_seconds.max()
     ends = [16000 * min(data.train_seconds), 16000 * max(data.train_seconds)]
@@ -59,7 +59,7 @@ def test_other_errors_are_not_taken_for_it(tmp_path, monkeypatch):
     config = composed(*SMALL, f"data.train={manifest}", "data.validation_speakers=0", f"out={tmp_path / 'run'}")
     trainer, module, data = set_up(config)
     monkeypatch.setattr(SpeechRecognition, "losses", lambda self, batch: 1 / 0)
-    step = memory.Step(module, data, torch.device("cpu"), trainer.precision_plugin.forward_context)
+    step = memory.Step(trainer, module, data)
     with pytest.raises(ZeroDivisionError):
         step(10.0)
 

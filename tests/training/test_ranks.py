@@ -155,3 +155,20 @@ def test_a_signal_to_one_process_stops_both(start, tmp_path):
     assert start("cut", *options, "resume=auto").wait(300) == 0
     assert difference(tmp_path / "whole", tmp_path / "cut") == 0
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_another_number_of_processes(start, tmp_path, first):
+    """The steps go on, within the epoch, with the same utterances and dropout."""
+    ways = {1: ("trainer.accumulate_grad_batches=2",), 2: TWO}
+    assert start("whole", "epochs=30", *ways[1]).wait(300) == 0
+    process = start("cut", "epochs=30", *ways[first])
+    wait_for(lambda: len(notes(tmp_path / "cut")) > 20, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert start("cut", "epochs=30", *ways[3 - first], "resume=auto").wait(300) == 0
+    whole = [batch[1:] for batch in notes(tmp_path / "whole")]
+    assert difference(tmp_path / "whole", tmp_path / "cut") < 1e-5
+    met = Counter((epoch, k) for rank in (0, 1) for _, epoch, _, *ks in notes(tmp_path / "cut", rank) for k in ks)
+    assert met == Counter((epoch, k) for epoch, _, *ks in whole for k in ks)
+    assert "processes, after" in (tmp_path / "cut.log").read_text()
