@@ -7,18 +7,42 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import Any
 
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 """SIGTERM stops a training; after the others, sent ahead of a time limit, it also goes back into the queue."""
 
+
+class Preempted(Exception):
+    """Not an error: a signal asked to stop, and all that was done is saved.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
 _received: list[int] = []
+_at_once = False
+_before: dict[int, Any] = {}
 
 
-def install() -> None:
-    """From now on, remember such a signal and go on; a second SIGTERM ends the process."""
+def install(at_once: bool = False) -> None:
+    """From now on, remember such a signal and go on; a second SIGTERM ends the process.
+
+    Args:
+        at_once: raise Preempted, as there is nothing to save.
+    """
+    global _at_once
+    _at_once = at_once
     if threading.current_thread() is threading.main_thread():
         for number in STOPPING:
-            signal.signal(number, _remember)
+            before = signal.signal(number, _answer)
+            if before is not _answer:
+                _before.setdefault(number, before)
 
 
 def received() -> int:
@@ -26,12 +50,18 @@ def received() -> int:
     return max(_received, default=0)
 
 
-def forget() -> None:
-    """Begin anew, in a process that trains again."""
+def restore() -> None:
+    """Forget all, and answer signals as before `install`."""
     _received.clear()
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in _before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _before.clear()
 
 
-def _remember(number: int, frame: FrameType | None) -> None:
+def _answer(number: int, frame: FrameType | None) -> None:
+    if _at_once:
+        raise Preempted(number)
     if number == signal.SIGTERM and number in _received:
         sys.exit(128 + number)
     if not _received and os.environ.get("LOCAL_RANK", "0") == "0":

@@ -253,7 +253,8 @@ class SpeechLoader(DataLoader):
         batches._shutdown_workers()
         self._iterator = None
         self.restarts += 1
-        if self.leave_out is None or self.restarts > MOST_RESTARTS:
+        resumable = isinstance(self.sampler, BucketSampler)
+        if self.leave_out is None or not resumable or self.restarts > MOST_RESTARTS:
             raise TrainingError(
                 f"{error} Leave it out, go on with resume=auto, or let the training pass over it: data.failures=skip."
             ) from None

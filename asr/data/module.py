@@ -302,7 +302,7 @@ class SpeechData(L.LightningDataModule):
             dataset,
             batches,
             self.worker_timeout,
-            LeftOut(manifests, self.left_out) if self.failures == "skip" and persistent else None,
+            LeftOut(manifests, self.left_out) if self.failures == "skip" and encode is None else None,
             num_workers=self.workers,
             persistent_workers=persistent and self.workers > 0,
             prefetch_factor=4 if self.workers else None,

@@ -48,18 +48,6 @@ class AtomicCheckpoints(TorchCheckpointIO):
             ) from error
 
 
-class Preempted(Exception):
-    """Not an error: a signal asked to stop, and all that was done is saved.
-
-    Args:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by signal {number}")
-        self.number = number
-
-
 class ExactCheckpoint(Checkpoint):
     """Saves `last.ckpt` so that a run goes on where it was, where Lightning would skip something.
 
@@ -162,7 +150,7 @@ class Preemption(ExactCheckpoint):
             number = int(trainer.strategy.reduce(flag, reduce_op="max"))
         if number:
             self.save(trainer)
-            raise Preempted(number)
+            raise signals.Preempted(number)
 
 
 def keep_rest_of_epoch(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:

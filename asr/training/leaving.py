@@ -14,7 +14,6 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from asr import signals
 from asr.data.module import SpeechData
 from asr.errors import AsrError, CheckpointError, TrainingError
 from asr.training.folder import is_main_process
@@ -40,7 +39,6 @@ def leave(number: int, run: Path) -> int:
     Returns:
         the exit status: 128 + the signal's number on rank 0, and 0 on the others.
     """
-    signals.forget()
     if not is_main_process():
         return 0  # a launcher takes anything else for a failure, and kills rank 0
     print(f"stopped, all is saved: go on with resume=auto out={run}", file=sys.stderr, flush=True)

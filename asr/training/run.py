@@ -24,7 +24,7 @@ from asr.errors import CheckpointError, ConfigError
 from asr.pipeline import Pipeline, build
 from asr.plugins import instantiate
 from asr.training.bad_steps import SkipBadSteps
-from asr.training.checkpoints import AtomicCheckpoints, Preempted, Preemption
+from asr.training.checkpoints import AtomicCheckpoints, Preemption
 from asr.training.corpus import prepare_manifests
 from asr.training.finish import finish
 from asr.training.folder import RunFolder, is_main_process
@@ -60,6 +60,15 @@ def train(config: Mapping[str, Any]) -> None:
         SystemExit: it was interrupted.
     """
     signals.install()  # over those of a launcher
+    try:
+        _train(config)
+    except signals.Preempted as stopped:
+        raise SystemExit(leave(stopped.number, Path(config["out"]))) from None
+    finally:
+        signals.restore()
+
+
+def _train(config: Mapping[str, Any]) -> None:
     torch.set_num_threads(config["threads"] or torch.get_num_threads())
     L.seed_everything(config["seed"], verbose=False)
     run = RunFolder(Path(config["out"]), config["resume"])
@@ -86,13 +95,14 @@ def train(config: Mapping[str, Any]) -> None:
         if trainer.interrupted:
             raise SystemExit(f"interrupted; go on from the last checkpoint with resume=auto out={run.path}") from None
         raise
-    except Preempted as stopped:
-        raise SystemExit(leave(stopped.number, run.path)) from None
     except (torch.cuda.OutOfMemoryError, OSError, RuntimeError) as error:
         if (explained := explain(error, run.path, trainer, module, data)) is None:
             raise
         raise explained from error
     if trainer.is_global_zero:
+        signals.install(at_once=True)  # all is saved
+        if number := signals.received():
+            raise signals.Preempted(number)
         finish(config, run.path, trainer, pipeline, data, time.monotonic() - started, console)
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from asr.errors import CheckpointError
+from asr.errors import CheckpointError, ConfigError
 from asr.training import checkpoints
+from asr.training import run as run_module
 from asr.training.ema import Ema
 from asr.training.module import SpeechRecognition
 
@@ -117,6 +118,49 @@ def test_a_signal_during_validation(train, whole, monkeypatch):
     cut = train("cut", *OPTIONS, "resume=auto")
     assert difference(whole, cut) == 0
     assert rows(cut) == rows(whole)
+
+
+def test_a_signal_during_the_final_evaluation(train, whole, monkeypatch):
+    """All is saved by then: it stops at once, and is scored when it comes back."""
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "finish", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+        with pytest.raises(SystemExit) as stopped:
+            train("cut", *OPTIONS)
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    cut = train("cut", *OPTIONS, "resume=auto")
+    assert (cut / "evaluation/validation/summary.json").exists()
+    assert difference(whole, cut) == 0
+    assert rows(cut) == rows(whole)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_sigterm_ends_it_at_once(train, monkeypatch):
+    def impatient(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(SpeechRecognition, "training_step", impatient)
+    with pytest.raises(SystemExit, match=r"^interrupted; go on .* resume=auto"):
+        train("run", *OPTIONS)
+
+
+def test_a_job_that_is_started_again_goes_on(train, whole, monkeypatch):
+    """Slurm and torchrun repeat the same command, which says nothing of `resume`."""
+    original = SpeechRecognition.on_train_batch_start
+
+    def die(self, batch, batch_idx):
+        if self.global_step == 13:
+            raise Killed
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(SpeechRecognition, "on_train_batch_start", die)
+        train("cut", *OPTIONS)
+    with pytest.raises(ConfigError, match="resume=auto"):
+        train("cut", *OPTIONS)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert difference(whole, train("cut", *OPTIONS)) == 0
 
 
 def test_what_time_cut_off_is_made_up_for(train, monkeypatch):
