@@ -94,6 +94,8 @@ def run(command: str, arguments: list[str] | None = None) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    finally:
+        signals.restore()
 
 
 def _run_plugins(arguments: list[str]) -> None:

@@ -216,12 +216,12 @@ def test_resume_from_nowhere(train, refused) -> None:
 
 
 def test_the_disk_is_full(train, refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.fabric.plugins.io import torch_io
+    from asr.training import checkpoints
 
     def full(*_args, **_kwargs) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(torch_io, "_atomic_save", full)
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
     error = refused(train)
     assert "run: cannot be written (No space left on device)" in error
     assert "resume=auto out=run" in error

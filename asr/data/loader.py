@@ -265,9 +265,10 @@ class SpeechLoader(DataLoader):
         self.dataset.reading.fill_(-1)  # type: ignore[attr-defined]
 
     def _leave_out(self, index: int, why: str) -> None:
-        assert self.leave_out is not None
-        self.dataset.left_out.add(index)  # type: ignore[attr-defined]
-        self.leave_out(index, why)
+        left_out: set[int] = self.dataset.left_out  # type: ignore[attr-defined]
+        if self.leave_out is not None and index not in left_out:  # in later epochs it is not worth a word
+            self.leave_out(index, why)
+        left_out.add(index)
 
     def state_dict(self) -> dict[str, Any]:
         return self.sampler.state_dict() if isinstance(self.sampler, BucketSampler) else {}

@@ -12,19 +12,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from asr import signals
-from asr.errors import CheckpointError
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there when it is on disk: the one before is never damaged.
 
     Lightning's own goes through the system's temporary folder, and where that is another disk, copying is no move.
-
-    Raises:
-        CheckpointError: it cannot be written.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
@@ -39,16 +35,22 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-        except OSError as error:
+        except OSError:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-            raise CheckpointError(
-                f"{path}: cannot be written ({error.strerror or error}; {len(buffer.getbuffer()) / 2**20:.0f} MiB). "
-                "The one before it is as it was. Make room or bring the folder back, then go on with resume=auto."
-            ) from error
+            raise
 
 
-class ExactCheckpoint(Checkpoint):
+def agree(trainer: L.Trainer, number: float) -> float:
+    """The greatest of the ranks' numbers."""
+    if trainer.world_size == 1:
+        return number
+    return float(
+        trainer.strategy.reduce(torch.tensor(float(number), device=trainer.strategy.root_device), reduce_op="max")
+    )
+
+
+class ExactCheckpoint(Callback):
     """Saves `last.ckpt` so that a run goes on where it was, where Lightning would skip something.
 
     - Lightning resumes a checkpoint from the end of an epoch's last batch behind the validation that follows; here it
@@ -73,6 +75,7 @@ class ExactCheckpoint(Checkpoint):
         return self.step != before
 
     def save(self, trainer: L.Trainer) -> None:
+        """At the end of a batch, of training or of validation."""
         loop = trainer.fit_loop.epoch_loop
         if not trainer.validating:
             trainer._logger_connector.update_train_step_metrics()
@@ -94,7 +97,7 @@ class ExactCheckpoint(Checkpoint):
             progress["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
 
 
-class LastCheckpoint(ExactCheckpoint):
+class LastCheckpoint(ExactCheckpoint, Checkpoint):
     """Saves `last.ckpt` over the one before, whenever so many steps or minutes have passed.
 
     Args:
@@ -120,8 +123,7 @@ class LastCheckpoint(ExactCheckpoint):
             return True
         if self.every_n_minutes is None:
             return False
-        late = time.monotonic() - self.saved_at > 60 * self.every_n_minutes
-        return bool(trainer.strategy.broadcast(late))  # clocks differ
+        return bool(agree(trainer, time.monotonic() - self.saved_at > 60 * self.every_n_minutes))
 
 
 class Preemption(ExactCheckpoint):
@@ -144,11 +146,7 @@ class Preemption(ExactCheckpoint):
             self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        number = signals.received()
-        if trainer.world_size > 1:
-            flag = torch.tensor(float(number), device=trainer.strategy.root_device)
-            number = int(trainer.strategy.reduce(flag, reduce_op="max"))
-        if number:
+        if number := int(agree(trainer, signals.received())):
             self.save(trainer)
             raise signals.Preempted(number)
 

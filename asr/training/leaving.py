@@ -67,7 +67,7 @@ def explain(
         return TrainingError(f"{lost}; so this one cannot go on ({first}). Go on with resume=auto out={run}")
     if isinstance(error, OSError) and (error.errno in UNWRITABLE or not run.is_dir()):
         return CheckpointError(
-            f"{run}: cannot be written ({error.strerror or error}). "
+            f"{run}: cannot be written ({error.strerror or error}). The last checkpoint is as it was. "
             f"Make room or bring the folder back, then go on with resume=auto out={run}"
         )
     return None

@@ -204,8 +204,10 @@ def test_lost_workers_are_passed_over(make, corpus, faulty, fault, once, capsys)
 def test_unreadable_audio_is_passed_over(make, corpus, tmp_path, workers):
     (corpus[0].parent / "5.wav").write_text("no audio")
     leave_out = LeftOut(Manifests([str(corpus[0])]), tmp_path / "left_out.jsonl")
-    batches = list(make(corpus[0], workers, leave_out=leave_out))
-    assert sorted(int(k) for batch in batches for k in batch.indices) == [k for k in range(12) if k != 5]
+    loader = make(corpus[0], workers, leave_out=leave_out)
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        assert sorted(int(k) for batch in loader for k in batch.indices) == [k for k in range(12) if k != 5]
     [row] = map(json.loads, (tmp_path / "left_out.jsonl").open())
     assert row["audio_filepath"].endswith("5.wav") and "cannot be read as audio" in row["reason"]
 

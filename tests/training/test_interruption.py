@@ -77,7 +77,11 @@ def test_killed_at(train, whole, monkeypatch, moment, nth):
 
 
 @pytest.mark.parametrize("step", [1, 8, 9, 13, 18, 27])
-@pytest.mark.parametrize("options", [(), ("trainer.accumulate_grad_batches=2",)], ids=["", "accumulating"])
+@pytest.mark.parametrize(
+    "options",
+    [(), ("trainer.accumulate_grad_batches=2",), ("+trainer.val_check_interval=4",)],
+    ids=["", "accumulating", "validating within the epoch"],
+)
 def test_a_signal_saves_and_stops(train, monkeypatch, step, options):
     """At the end of the step, wherever that is in the epoch, and nothing is done twice or left out."""
     whole = train("whole", *OPTIONS, *options)
