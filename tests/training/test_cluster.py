@@ -61,6 +61,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (folder / "bin/python").chmod(0o755)
         patch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
         yield
+        wait_for(lambda: not slurm("squeue", "-h"))
         for pid in folder.glob("*.pid"):
             os.kill(int(pid.read_text()), 15)
 
