@@ -45,6 +45,12 @@ def install(at_once: bool = False) -> None:
                 _before.setdefault(number, before)
 
 
+def ignore() -> None:
+    """In a helper process: a batch system signals all processes of a job, and the training, which answers, needs it."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def received() -> int:
     """The signal that asked to stop, the greatest where there were several; 0 for none."""
     return max(_received, default=0)

@@ -303,9 +303,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _begin_worker(worker: int) -> None:
-    """A batch system signals all processes of a job: the training answers, and still needs its workers."""
-    for number in signals.STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()
 
 
 @atexit.register

@@ -5,7 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+
+from asr import signals
 
 _act: Callable[[Any], Any]
 
@@ -22,8 +25,8 @@ def in_processes(act: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[An
         return
     global _act
     _act = act  # a forked process has it, whether it can be pickled or not
-    with multiprocessing.get_context("fork").Pool(count) as pool:
-        yield from pool.imap(_call, items)
+    with ProcessPoolExecutor(count, multiprocessing.get_context("fork"), signals.ignore) as pool:
+        yield from pool.map(_call, items)
 
 
 def cores() -> int:
