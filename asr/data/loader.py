@@ -6,6 +6,7 @@ import atexit
 import bisect
 import itertools
 import json
+import multiprocessing.connection
 import signal
 import sys
 import threading
@@ -226,16 +227,19 @@ class SpeechLoader(DataLoader):
         while True:
             try:
                 return next(batches)
-            except RuntimeError as error:
+            except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
                 waited = time.monotonic() - started
-                dead = [k for k, worker in enumerate(getattr(batches, "_workers", ())) if not worker.is_alive()]
+                workers = getattr(batches, "_workers", ())
+                if not isinstance(error, RuntimeError):  # a batch whose memory went with the worker that shared it
+                    multiprocessing.connection.wait([worker.sentinel for worker in workers], POLL)
+                dead = [k for k, worker in enumerate(workers) if not worker.is_alive()]
                 late = self.worker_timeout and waited >= self.worker_timeout
                 if not dead and "timed out" in str(error) and not late:
                     continue
                 if not dead and not late:
                     raise
-                workers = dead or range(self.num_workers)
-                reading = [int(self.dataset.reading[k]) for k in workers]  # type: ignore[attr-defined]
+                lost = dead or range(self.num_workers)
+                reading = [int(self.dataset.reading[k]) for k in lost]  # type: ignore[attr-defined]
                 self.failing = [index for index in reading if index >= 0]
                 what = "died" if dead else f"has delivered no batch for {waited:.0f} s (data.worker_timeout)"
                 files = " or ".join(map(self._named, self.failing)) or "no file"
