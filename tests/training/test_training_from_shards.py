@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from asr import cli
+from asr.data.index import ManifestIndex
+from asr.data.shards import parse_member
+from asr.errors import AudioError
 from asr.training.module import SpeechRecognition
 from asr.training.run import train
 
@@ -65,3 +69,16 @@ def test_a_stream_resumes_to_the_weights_of_the_uninterrupted_run(run, monkeypat
 def test_shards_need_no_corpus(run, tmp_path):
     train(composed(*SMALL, "epochs=1", "max_steps=1", f"manifests={tmp_path / 'shards'}", f"out={tmp_path / 'run'}"))
     assert (tmp_path / "run" / "bundle").is_dir()
+
+
+def test_a_damaged_shard_is_fatal_or_passed_over(run, tmp_path):
+    damaged = ManifestIndex(next((tmp_path / "shards").glob("*.jsonl")))[3]
+    member = parse_member(damaged.audio_filepath)
+    with open(member.shard, "r+b") as shard:
+        shard.seek(member.start + member.size // 2)
+        shard.write(bytes(16))
+    with pytest.raises(AudioError, match=r"the shard is damaged.*It stands in .*, line 4"):
+        run("fatal", "shards", "data.validation_speakers=0")
+    skipped = run("skipped", "shards", "data.validation_speakers=0", "data.failures=skip")
+    [row] = map(json.loads, (skipped / "left_out-rank0.jsonl").open())
+    assert row["id"] == damaged.id and "the shard is damaged" in row["reason"]
