@@ -78,7 +78,8 @@ def read_member(member: Member) -> io.BytesIO:
 
 def _read(member: Member) -> bytes:
     try:
-        return os.pread(_open(member.shard).fileno(), member.size, member.start)
+        shard = _open(member.shard)  # held: the cache drops it when two threads open it at once
+        return os.pread(shard.fileno(), member.size, member.start)
     except FileNotFoundError:
         raise AudioError(
             f"{member.shard}: no such shard. Copy it there, or pass over it with data.failures=skip."

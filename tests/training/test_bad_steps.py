@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -66,9 +67,9 @@ def test_all_ranks_leave_it_out(tones, tmp_path, train):
     two = tmp_path / "two"
     options = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "encoder.dropout=0"]
     arguments = [*SMALL[1:], *options, *FAULTY, f"data.train={tones}", f"out={two}"]
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "train.py", *arguments], capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, SCRIPTS / "train.py", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}  # for the faulty objective
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert difference(one, two) < 1e-5
     assert done.stdout.count("left out: its loss is not finite; utterance 07 (") == 2

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from asr import cli
+from asr.data import shards
+from asr.data.audio import read_audio
 from asr.data.index import ManifestIndex
-from asr.data.shards import parse_member
 from asr.errors import AudioError
 from asr.training.module import SpeechRecognition
 from asr.training.run import train
@@ -27,8 +28,8 @@ SHORT = ("epochs=3", "data.batch_seconds=8", "callbacks.last.every_n_train_steps
 def run(tones: Path, tmp_path: Path) -> Callable[..., Path]:
     """Trains on the tones as a corpus with files and shards of its own, and returns the run's folder."""
     corpus = [*CORPUS, f"corpus.path={tones}"]
-    shards = [f"shards={tmp_path / 'shards'}", "shard_size=1", f"out={tmp_path / 'files'}"]
-    cli.run("prepare", [*corpus, *shards])
+    places = [f"shards={tmp_path / 'shards'}", "shard_size=1", f"out={tmp_path / 'files'}"]
+    cli.run("prepare", [*corpus, *places])
 
     def trained(name: str, manifests: str, *options: str) -> Path:
         manifests = f"manifests={tmp_path / manifests}"
@@ -73,7 +74,7 @@ def test_shards_need_no_corpus(run, tmp_path):
 
 def test_a_damaged_shard_is_fatal_or_passed_over(run, tmp_path):
     damaged = ManifestIndex(next((tmp_path / "shards").glob("*.jsonl")))[3]
-    member = parse_member(damaged.audio_filepath)
+    member = shards.parse_member(damaged.audio_filepath)
     with open(member.shard, "r+b") as shard:
         shard.seek(member.start + member.size // 2)
         shard.write(bytes(16))
@@ -82,3 +83,10 @@ def test_a_damaged_shard_is_fatal_or_passed_over(run, tmp_path):
     skipped = run("skipped", "shards", "data.validation_speakers=0", "data.failures=skip")
     [row] = map(json.loads, (skipped / "left_out-rank0.jsonl").open())
     assert row["id"] == damaged.id and "the shard is damaged" in row["reason"]
+
+
+def test_a_shard_that_the_cache_of_open_ones_drops_is_read(run, tmp_path, monkeypatch):
+    """As when two threads open it at once."""
+    monkeypatch.setattr(shards, "_open", shards._open.__wrapped__)
+    utterance = ManifestIndex(next((tmp_path / "shards").glob("*.jsonl")))[0]
+    assert len(read_audio(utterance.audio_filepath, 16000)) == round(16000 * utterance.duration)
