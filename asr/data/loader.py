@@ -231,7 +231,7 @@ class SpeechLoader(DataLoader):
                 waited = time.monotonic() - started
                 workers = getattr(batches, "_workers", ())
                 if not isinstance(error, RuntimeError):  # a batch whose memory went with the worker that shared it
-                    multiprocessing.connection.wait([worker.sentinel for worker in workers], POLL)
+                    _bury(workers)
                 dead = [k for k, worker in enumerate(workers) if not worker.is_alive()]
                 late = self.worker_timeout and waited >= self.worker_timeout
                 if not dead and "timed out" in str(error) and not late:
@@ -308,6 +308,14 @@ def _as_it_is(batch: Any) -> Any:
 
 def _begin_worker(worker: int) -> None:
     signals.ignore()
+
+
+def _bury(workers: Sequence[Any]) -> None:
+    """Wait until one of them is gone, which is a moment after its sentinel says so."""
+    ended = multiprocessing.connection.wait([worker.sentinel for worker in workers], POLL)
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join(POLL)
 
 
 @atexit.register
