@@ -239,7 +239,7 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
     """
     path = locate(checkpoint)
     if path.is_file() and path.suffix == ".ckpt":
-        return _open_ckpt(path)
+        return opened(path, read_checkpoint(path))
     if path.is_file() and path.suffix == ".onnx":
         config, files, text, written, model = read_exported(path)
         return Checkpoint(path, _own_decoder(config, path), files, text, written, lambda: model)
@@ -247,7 +247,8 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
         if (folder / "config.yaml").is_file() and (folder == path / "bundle" or (folder / WEIGHTS).is_file()):
             return _open_folder(folder)
     if (path / "checkpoints").is_dir():
-        return _open_ckpt(_best(path))
+        best = _best(path)
+        return opened(best, read_checkpoint(best))
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not path.exists() else []
     close = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f" Did you mean {path.parent / close[0]}?" if close else ""
@@ -346,8 +347,8 @@ def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
 
 
-def _open_ckpt(path: Path) -> Checkpoint:
-    state = read_checkpoint(path)
+def opened(path: Path, state: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint whose content `read_checkpoint` gave."""
     recognizer = state["recognizer"]
     tokenizer, written = recognizer["tokenizer"], recognizer.get("versions", {})
     return Checkpoint(path, recognizer["config"], tokenizer, "", written, lambda: model_weights(state))

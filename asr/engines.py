@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asr.errors import CheckpointError, ConfigError, near_matches
+from asr.machine import processors
 from asr.types import Emissions
 
 if TYPE_CHECKING:
@@ -201,11 +202,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: there are only {torch.cuda.device_count()} CUDA devices, counted from 0.")
     return device
-
-
-def processors() -> int:
-    """How many this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _onnxruntime_errors() -> tuple[type[Exception], ...]:

@@ -14,7 +14,7 @@ from asr.bundle import load_pipeline
 from asr.data.audio import array_blocks, read_audio, read_blocks
 from asr.engines import make_engine
 from asr.errors import AsrError, AudioError
-from asr.memory import give_back, return_large_blocks
+from asr.machine import give_back, return_large_blocks
 from asr.pipeline import Pipeline
 from asr.plugins import instantiate, named_config
 from asr.recordings import Recording, in_order

@@ -232,5 +232,10 @@ def long_emissions(
         yield windows.close()
 
     for piece in pieces():
-        found = recognizer.emissions([piece.samples]).numpy()
-        yield piece.kept(np.asarray(found.log_probs)[0, : int(found.lengths[0])])
+        yield piece_emissions(recognizer, piece)
+
+
+def piece_emissions(recognizer: Recognizer, piece: Piece) -> np.ndarray:
+    """The log-probabilities (T, V) that are kept of a piece, run alone."""
+    found = recognizer.emissions([piece.samples]).numpy()
+    return piece.kept(np.asarray(found.log_probs)[0, : int(found.lengths[0])])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from asr.errors import ConfigError
-from asr.segmentation import CONTEXT, Windows
+from asr.segmentation import CONTEXT, Windows, piece_emissions
 from asr.types import Emissions, Partial, Word
 
 if TYPE_CHECKING:
@@ -141,14 +141,10 @@ class WindowSource:
     def step(self, samples: np.ndarray) -> np.ndarray:
         self._heard = self._heard or bool(len(samples))
         pieces = self._windows.add(np.asarray(samples, np.float32))
-        return np.concatenate([self._none, *map(self._run, pieces)])
+        return np.concatenate([self._none, *(piece_emissions(self._recognizer, piece) for piece in pieces)])
 
     def finish(self) -> np.ndarray:
-        return self._run(self._windows.close()) if self._heard else self._none
-
-    def _run(self, piece: Any) -> np.ndarray:
-        found = self._recognizer.emissions([piece.samples]).numpy()
-        return piece.kept(np.asarray(found.log_probs)[0, : int(found.lengths[0])])
+        return piece_emissions(self._recognizer, self._windows.close()) if self._heard else self._none
 
 
 def make_stream(recognizer: Recognizer, endpoint: float | None, chunk: float | None, ahead: float) -> Stream:

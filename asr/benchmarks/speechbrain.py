@@ -8,6 +8,7 @@ instead of phonemes, and the noise that is added is white, for the recipe's reco
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from asr.data.audio import read_audio
 from asr.data.index import ManifestIndex
 from asr.errors import ConfigError
 from asr.evaluation import paired_difference
+from asr.evaluation.counts import ErrorCounts
 from asr.evaluation.decode import evaluate_manifest
 from asr.evaluation.report import UNITS, summarize
 from asr.evaluation.result import Result, make_results
@@ -67,9 +69,9 @@ def speechbrain(config: Mapping[str, Any], folder: Path) -> tuple[list[Measureme
     torch.set_num_threads(config["threads"] or torch.get_num_threads())
     recognizer = load(config["checkpoint"], config["device"])
     ours, _ = evaluate_manifest(recognizer, held_out)
-    references = {result.id: result.reference for result in ours}
     validation = [_normalised(utterance, recognizer) for utterance in ManifestIndex(held_out)]
-    train = [_normalised(u, recognizer) for u in ManifestIndex(config["manifest"]) if u.id not in references]
+    scored = {utterance.id for utterance in validation}
+    train = [_normalised(u, recognizer) for u in ManifestIndex(config["manifest"]) if u.id not in scored]
     torch.manual_seed(config["seed"])
     peer = Peer(train, validation, config["minutes"], str(recognizer.device))
     peer.train()
@@ -120,7 +122,8 @@ class Peer(sb.Brain):
     def __init__(self, train: Sequence[Utterance], validation: Sequence[Utterance], minutes: float, device: str):
         self.characters = ["", *sorted({c for utterance in train for c in utterance.text or ""})]  # 0 is blank
         self.data, self.references, self.limit = (train, validation), validation, minutes
-        self.minutes, self.epochs, self.best_epoch = 0.0, 0, 0
+        self.minutes, self.epochs = 0.0, 0
+        self.best, self.best_epoch = math.inf, 0  # the least character error rate, and the epoch that had it
         self.results: list[Result] = []
         super().__init__(
             modules={
@@ -187,9 +190,9 @@ class Peer(sb.Brain):
             return
         texts = [" ".join(self.texts[utterance.id].split()) for utterance in self.references]
         results = make_results(self.references, texts)
-        wrong = summarize(results).total.characters.rate
-        if not self.results or wrong < summarize(self.results).total.characters.rate:
-            self.results, self.best_epoch = results, self.epochs
+        wrong = sum((result.characters for result in results), ErrorCounts()).rate
+        if wrong < self.best:
+            self.best, self.results, self.best_epoch = wrong, results, self.epochs
         update_learning_rate(self.optimizer, self.hparams.annealing(wrong)[1])
         print(f"SpeechBrain: {self.minutes:.1f} min, epoch {epoch}, loss {stage_loss:.3f}, CER {100 * wrong:.2f} %")
 

@@ -21,11 +21,12 @@ from asr.data.index import ManifestIndex
 from asr.data.loader import LeftOut, Manifests, SpeechDataset, SpeechLoader
 from asr.data.manifest import write_manifest
 from asr.data.needs import all_frames_needed, frames_needed
-from asr.data.parallel import cores
 from asr.data.remote import is_url
-from asr.data.sampler import BucketSampler
+from asr.data.sampler import BucketSampler, batches_by_length
+from asr.data.speakers import held_out
 from asr.data.stream import ReadAhead, StreamSampler
 from asr.errors import ConfigError, DataError
+from asr.machine import processors
 from asr.types import Batch, Utterance
 
 STREAM_BUFFER = 10_000
@@ -147,7 +148,7 @@ class SpeechData(L.LightningDataModule):
             raise ConfigError(f"data.buffer={buffer}: must be a number of utterances, 1 or more.")
         self.min_seconds, self.max_seconds, self.unknown = min_seconds, max_seconds, unknown
         self.channel, self.seed = channel, seed
-        self.workers = min(8, max(1, cores() - 1)) if workers is None else workers
+        self.workers = min(8, max(1, processors() - 1)) if workers is None else workers
         self.train = Manifests(paths)
         self.worker_timeout, self.failures = worker_timeout, failures
         self.left_out: Path | None = None
@@ -346,41 +347,6 @@ def named_manifests(paths: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"data.test: {path} is named twice, or its name is another's. Rename it.")
         named[name] = str(path)
     return named
-
-
-def held_out(utterances: Sequence[Utterance], share: float, fold: int = 0, seed: int = 0) -> np.ndarray:
-    """(U,) booleans: the utterances of `share` of the speakers, shuffled by `seed`.
-
-    Fold k takes the k-th such share, so `share=0.25` has the folds 0 to 3 that cover all speakers. An utterance
-    without a speaker counts as a speaker of its own. Where a share is less than a speaker, a fold is one speaker.
-    """
-    names = [u.speaker if u.speaker is not None else f"utterance {u.id}" for u in utterances]
-    speakers = sorted(set(names))
-    if len(speakers) < 2:
-        raise DataError(
-            "Cannot hold out speakers: the training manifest names only one. Give data.validation=FILE, "
-            "or data.validation_speakers=0 to train on everything."
-        )
-    folds = min(max(1, round(1 / share)), len(speakers))
-    if not 0 <= fold < folds:
-        raise ConfigError(f"data.validation_fold={fold}: with data.validation_speakers={share} it is 0 to {folds - 1}.")
-    order = [speakers[k] for k in np.random.default_rng(seed).permutation(len(speakers))]
-    size = max(1.0, len(order) * share)
-    start, stop = (round(size * edge) for edge in (fold, fold + 1))
-    held = set(order[start : min(stop, start + len(order) - 1)])  # one is left to train on
-    return np.array([name in held for name in names])
-
-
-def batches_by_length(indices: np.ndarray, seconds: np.ndarray, batch_seconds: float) -> list[list[int]]:
-    """Utterance numbers in micro-batches of similar length and at most `batch_seconds` when padded, longest first."""
-    batches: list[list[int]] = []
-    longest = 0.0
-    for k in np.argsort(-seconds, kind="stable"):
-        if not batches or (len(batches[-1]) + 1) * longest > batch_seconds:
-            batches.append([])
-            longest = float(seconds[k])
-        batches[-1].append(int(indices[k]))
-    return batches
 
 
 def _paths(value: str | Sequence[str] | None) -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from asr import signals
+from asr.machine import processors
 
 _act: Callable[[Any], Any]
 
@@ -18,7 +18,7 @@ def in_processes(act: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[An
 
     Without processes where they cannot be forked, or would be too many: for a single item, in a data worker.
     """
-    count = min(cores(), len(items))
+    count = min(processors(), len(items))
     can_fork = "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
     if count < 2 or not can_fork:
         yield from map(act, items)
@@ -27,11 +27,6 @@ def in_processes(act: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[An
     _act = act  # a forked process has it, whether it can be pickled or not
     with ProcessPoolExecutor(count, multiprocessing.get_context("fork"), signals.ignore) as pool:
         yield from pool.map(_call, items)
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _call(item: Any) -> Any:

@@ -240,3 +240,15 @@ def share_quotas(shares: np.ndarray, starts: list[int]) -> list[dict[float, int]
         before = np.searchsorted(np.flatnonzero(shares == share), [*starts, len(shares)])
         counts[share] = np.diff(np.round(share * before).astype(int)).tolist()
     return [{share: counts[share][k] for share in counts} for k in range(len(starts))]
+
+
+def batches_by_length(indices: np.ndarray, seconds: np.ndarray, batch_seconds: float) -> list[list[int]]:
+    """Utterance numbers in micro-batches of similar length and at most `batch_seconds` when padded, longest first."""
+    batches: list[list[int]] = []
+    longest = 0.0
+    for k in np.argsort(-seconds, kind="stable"):
+        if not batches or (len(batches[-1]) + 1) * longest > batch_seconds:
+            batches.append([])
+            longest = float(seconds[k])
+        batches[-1].append(int(indices[k]))
+    return batches

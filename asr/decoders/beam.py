@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +28,7 @@ from asr.decoders.scoring import (
 )  # fmt: skip
 from asr.decoders.search import end, search
 from asr.errors import ConfigError, DataError
+from asr.machine import processors
 from asr.types import Emissions, Hypothesis, Partial, Word
 
 OPEN, CLOSED = {"beam_threshold": 20.0, "label_threshold": 6.0}, {"beam_threshold": 30.0, "label_threshold": 20.0}
@@ -126,8 +126,7 @@ class Beam:
                 raise ConfigError(f"decoder.{name}={value}: must be {least}.")
         self.tokenizer, self.nbest = tokenizer, nbest
         self.bias = Bias(tokenizer.labels, blank_penalty, label_prior, prior_scale)
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.threads = threads or processors or 1
+        self.threads = threads or processors()
         self.spellings = ["", *(tokenizer.decode([label]).strip() for label in range(1, len(tokenizer.labels)))]
         words, labels = load_model(lm, "lm", "words"), load_model(label_lm, "label_lm", "labels")
         given, phrases = read_lexicon(lexicon), read_hotwords(hotwords, hotword_weight, tokenizer, self.spellings)

@@ -13,6 +13,7 @@ from asr.errors import DataError
 from asr.evaluation.alignment import format_errors
 from asr.evaluation.counts import ErrorCounts
 from asr.evaluation.result import Result
+from asr.writers.files import whole_file
 
 RESULTS, ERRORS, SUMMARY = FILES = ("results.jsonl", "errors.txt", "summary.json")
 
@@ -54,21 +55,10 @@ def write_results(
     """
     check_folder(folder, overwrite)
     rows = (json.dumps(asdict(result), ensure_ascii=False) + "\n" for result in results)
-    _write(Path(folder, RESULTS), "".join(rows))
-    _write(Path(folder, ERRORS), format_errors(results))
-    _write(Path(folder, SUMMARY), json.dumps(dict(summary), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}). Choose another folder with out=DIR.") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps(dict(summary), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    for name, content in ((RESULTS, "".join(rows)), (ERRORS, format_errors(results)), (SUMMARY, text)):
+        with whole_file(Path(folder, name), "out") as file:
+            file.write(content)
 
 
 def read_results(path: str | Path) -> list[Result]:

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from asr import signals
-from asr.bundle import describe, load_pipeline, pipeline_config, read_checkpoint
+from asr.bundle import describe, load_pipeline, opened, pipeline_config, read_checkpoint
 from asr.configs import check_config, flatten
 from asr.data.module import TOO_SHORT, Fit, SpeechData
 from asr.errors import CheckpointError, ConfigError
@@ -77,16 +77,17 @@ def _train(config: Mapping[str, Any]) -> None:
         console.print(f"resume=auto there is no checkpoint in {run.path} yet: starting", markup=False)
     if checkpoint is not None:
         console.print(f"resuming    from {checkpoint}", markup=False)
-    resume_step = None if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
-    trainer, module, data = set_up(config, resume_step)
+    content = None if checkpoint is None else read_checkpoint(checkpoint)
+    trainer, module, data = set_up(config, None if content is None else content["global_step"])
     data.left_out = run.path / f"left_out-rank{trainer.global_rank}.jsonl"
     if is_main_process():  # only now: what cannot start leaves no folder behind
         run.create(config)
         data.write_reports(run.path)
     pipeline = module.pipeline
     started = time.monotonic()
-    if checkpoint is not None:
-        check_resumable(checkpoint, module, config, trainer.world_size)
+    if checkpoint is not None and content is not None:
+        check_resumable(checkpoint, content, module, config, trainer.world_size)
+        content = None  # Lightning reads its own
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         # the end of the run, whatever the callbacks have saved
@@ -260,18 +261,23 @@ def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, An
     )
 
 
-def check_resumable(checkpoint: Path, module: SpeechRecognition, config: Mapping[str, Any], world_size: int) -> None:
+def check_resumable(
+    checkpoint: Path,
+    found: Mapping[str, Any],
+    module: SpeechRecognition,
+    config: Mapping[str, Any],
+    world_size: int,
+) -> None:
     """Refuse to resume what the config no longer describes: other stages, labels, or length of the schedule.
 
     Raises:
         CheckpointError: with the keys that differ.
     """
-    found = read_checkpoint(checkpoint)
     learning = {key: config[key] for key in LEARNING}
     old = flatten(found["recognizer"]["config"] | found["recognizer"].get("learning", learning))
     new = flatten(pipeline_config(config) | learning)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not key.startswith("decoder")]
-    labels = load_pipeline(checkpoint).tokenizer.labels
+    labels = load_pipeline(opened(checkpoint, found)).tokenizer.labels
     if not changed and labels != module.pipeline.tokenizer.labels:
         changed = [f"the tokenizer's labels ({len(labels)}, now {len(module.pipeline.tokenizer.labels)} or other ones)"]
     steps = [schedule.get("total_steps") for schedule in found.get("lr_schedulers", ())]

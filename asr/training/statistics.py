@@ -7,7 +7,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from asr.data.module import SpeechData, batches_by_length
+from asr.data.module import SpeechData
+from asr.data.sampler import batches_by_length
 from asr.featurizers.normalization import frame_mask
 from asr.model import AcousticModel
 

@@ -8,7 +8,6 @@ import os
 import random
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,16 +16,14 @@ import torch
 
 import asr
 from asr import cli
-from asr.benchmarks import ablation, folds
+from asr.benchmarks import folds
 from asr.bundle import pipeline_config, save_bundle
 from asr.data.index import ManifestIndex
 from asr.decoders import Rescored
 from asr.errors import ConfigError, DataError
 from asr.evaluation.counts import count_words
-from asr.evaluation.files import write_results
-from asr.evaluation.result import make_results
 from asr.lm.lstm import Lstm
-from asr.types import Utterance, Word
+from asr.types import Word
 from tests.test_recognizer import CONFIG, pipeline
 
 SMALL = ("encoder.layers=2", "encoder.width=8", "encoder.channels=2", "trainer.accelerator=cpu", "device=cpu")
@@ -334,41 +331,6 @@ def test_an_unknown_benchmark_or_a_used_folder_is_refused(tmp_path, capsys):
         cli.run("benchmark", ["training", f"out={tmp_path}"])
     assert "does not exist" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["mine.txt"]
-
-
-def test_ablation(tmp_path, monkeypatch):
-    trained = []
-
-    def train(command, **_):
-        """A recipe that gets one word of four wrong, and without SpecAugment all of them."""
-        options = dict(option.partition("=")[::2] for option in command)
-        trained.append(command)
-        fold = int(options["data.validation_fold"])
-        text = "" if "~augment.specaugment" in command else "yes no" if fold else "yes"
-        speech = [Utterance("a.wav", "yes no", id=f"{fold}{k}", speaker=f"s{fold}{k}") for k in range(3)]
-        write_results(Path(options["out"], "evaluation", "validation"), make_results(speech, [text] * 3), {})
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(ablation.subprocess, "run", train)
-    for _ in range(2):  # the second time, nothing is trained
-        found = benchmark("ablation", tmp_path, f"trained={tmp_path / 'runs'}", "options=corpus.root=x seed=3")[
-            "results"
-        ]
-        assert len(trained) == 2 * len(found)
-    assert all({"+experiment=an4", "corpus.root=x", "seed=3"} < set(command) for command in trained)
-    assert found["the whole recipe"]["value"] == 25 and found["SpecAugment"]["value"] == 100
-    assert "+75.00 points" in found["SpecAugment"]["note"] and "no effect" not in found["SpecAugment"]["note"]
-    assert found["dropout"]["note"].endswith("over 6 speakers: no effect shown")
-
-
-def test_an_ablation_says_which_training_failed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablation.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
-    with pytest.raises(SystemExit):
-        benchmark("ablation", tmp_path, f"trained={tmp_path / 'runs'}")
-    assert "the-whole-recipe-fold0: the training has failed; see" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        benchmark("ablation", tmp_path)
-    assert "trained=DIR" in capsys.readouterr().err
 
 
 def test_a_speechbrain_model_learns_what_the_run_learned(tmp_path, runs):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from asr.data.manifest import read_manifest
-from asr.data.module import Fit, SpeechData, batches_by_length, held_out
+from asr.data.module import Fit, SpeechData
+from asr.data.sampler import batches_by_length
+from asr.data.speakers import held_out
 from asr.errors import AudioError, ConfigError, DataError
 from asr.types import Utterance
 

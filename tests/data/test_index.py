@@ -141,7 +141,7 @@ def test_large_manifests_are_read_in_parts_by_several_processes(tmp_path, manife
     path.write_text(path.read_text().replace('{"audio_filepath": "7.wav"', '\n{"audio_filepath": "7.wav"'))
     expected = np.array(ManifestIndex(path).rows)
     monkeypatch.setattr("asr.data.index.PART", 300)
-    monkeypatch.setattr("asr.data.parallel.cores", lambda: 3)
+    monkeypatch.setattr("asr.data.parallel.processors", lambda: 3)
     for text in (path.read_text(), path.read_text().rstrip("\n")):
         path.write_text(text)
         for old in indexes(tmp_path):

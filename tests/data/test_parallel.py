@@ -13,7 +13,7 @@ from asr.data.parallel import in_processes
 
 @pytest.fixture
 def three_cores(monkeypatch):
-    monkeypatch.setattr("asr.data.parallel.cores", lambda: 3)
+    monkeypatch.setattr("asr.data.parallel.processors", lambda: 3)
 
 
 def test_in_order_and_in_several_processes(three_cores):

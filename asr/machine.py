@@ -1,13 +1,19 @@
-"""Memory that is free, given back to the system."""
+"""What this process takes of the machine: its processors, and memory, which is given back when it is free."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from typing import Any
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 LARGE = 16 << 20
+
+
+def processors() -> int:
+    """How many this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def give_back() -> None:

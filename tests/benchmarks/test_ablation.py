@@ -1,0 +1,49 @@
+"""Trainings that leave a part of a recipe out; the trainings themselves are replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from asr.benchmarks import ablation
+from asr.evaluation.files import write_results
+from asr.evaluation.result import make_results
+from asr.types import Utterance
+from tests.benchmarks.test_benchmarks import benchmark
+
+
+def test_ablation(tmp_path, monkeypatch):
+    trained = []
+
+    def train(command, **_):
+        """A recipe that gets one word of four wrong, and without SpecAugment all of them."""
+        options = dict(option.partition("=")[::2] for option in command)
+        trained.append(command)
+        fold = int(options["data.validation_fold"])
+        text = "" if "~augment.specaugment" in command else "yes no" if fold else "yes"
+        speech = [Utterance("a.wav", "yes no", id=f"{fold}{k}", speaker=f"s{fold}{k}") for k in range(3)]
+        write_results(Path(options["out"], "evaluation", "validation"), make_results(speech, [text] * 3), {})
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(ablation.subprocess, "run", train)
+    for _ in range(2):  # the second time, nothing is trained
+        found = benchmark("ablation", tmp_path, f"trained={tmp_path / 'runs'}", "options=corpus.root=x seed=3")[
+            "results"
+        ]
+        assert len(trained) == 2 * len(found)
+    assert all({"+experiment=an4", "corpus.root=x", "seed=3"} < set(command) for command in trained)
+    assert found["the whole recipe"]["value"] == 25 and found["SpecAugment"]["value"] == 100
+    assert "+75.00 points" in found["SpecAugment"]["note"] and "no effect" not in found["SpecAugment"]["note"]
+    assert found["dropout"]["note"].endswith("over 6 speakers: no effect shown")
+
+
+def test_an_ablation_says_which_training_failed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablation.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    with pytest.raises(SystemExit):
+        benchmark("ablation", tmp_path, f"trained={tmp_path / 'runs'}")
+    assert "the-whole-recipe-fold0: the training has failed; see" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        benchmark("ablation", tmp_path)
+    assert "trained=DIR" in capsys.readouterr().err
