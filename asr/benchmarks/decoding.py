@@ -1,4 +1,7 @@
-"""Decoding speed: our beam search beside other decoders, on the same posteriors, and how good what they find is."""
+"""Decoding speed: our beam search beside other decoders, on the same posteriors, and how good what they find is.
+
+The posteriors are made, as of a recognizer that is sure or not, or a checkpoint's own for the utterances of a manifest.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,10 @@ from asr.benchmarks.report import Measurement, machine
 from asr.decoders import Beam
 from asr.errors import ConfigError
 from asr.evaluation.counts import count_words
+from asr.evaluation.tuning import load_speech
 from asr.lm import KneserNey, Ngram
 from asr.lm.arpa import write_arpa
+from asr.recognizer import load
 from asr.types import Emissions
 
 FRAMES = 500
@@ -27,6 +32,8 @@ SCALES = {"sure": 1.0, "unsure": 0.5, "flat": 0.34}
 """Of the logits: the mean posterior of the likeliest label becomes .97, .62 and .34."""
 THREADS = 0.67
 """The most that two threads may take of one's time: 1.5 times the throughput."""
+WORSE = 1.0
+"""The most of the utterances, in %, whose hypothesis may be worth less than a rival's."""
 WITH_MODEL = ("beam_lexicon", "beam_open", "flashlight", "ctc_beam_decoder")
 
 
@@ -41,13 +48,16 @@ def decoding(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement]
         what was measured, medians over the rounds; and the setting.
     """
     torch.set_num_threads(1)
-    sentences, source = read_sentences(config["sentences"])
-    chosen = choose(sentences, config["utterances"], config["seed"])
+    sentences, source = ([], "") if config["checkpoint"] and config["lm_path"] else read_sentences(config["sentences"])
+    if config["checkpoint"]:
+        labels, chosen, levels = _speech(config, folder)
+    else:
+        labels, chosen = tokenizer(), choose(sentences, config["utterances"], config["seed"])
+        logits = make_logits(chosen, FRAMES, config["seed"])
+        levels = {level: log_softmax(np.float32(scale) * logits) for level, scale in SCALES.items()}
     model, arpa = _model(config["lm_path"], sentences, chosen, folder)
-    task = Task(tokenizer(), model, arpa)
+    task = Task(labels, model, arpa)
     decoders, missing = build(task)
-    logits = make_logits(chosen, FRAMES, config["seed"])
-    levels = {level: log_softmax(np.float32(scale) * logits) for level, scale in SCALES.items()}
     utterances = {level: [Posteriors(row) for row in log_probs] for level, log_probs in levels.items()}
 
     texts: dict[tuple[str, str], list[str]] = {}  # the first time compiles, and warms up
@@ -64,26 +74,57 @@ def decoding(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement]
 
     measured: list[Measurement] = []
     for level, log_probs in levels.items():
-        peak = f"p {np.exp(log_probs.max(-1)).mean():.2f}".replace("0.", ".")
+        likeliest = np.exp(np.concatenate([row.max(-1) for row in log_probs])).mean()
+        peak = f"p {likeliest:.2f}".replace("0.", ".")
+        objectives = {
+            name: [
+                task.objective(*pair, name in WITH_MODEL) for pair in zip(log_probs, texts[level, name], strict=True)
+            ]
+            for name in decoders
+        }
         for name in decoders:
-            measured += _of_decoder(level, peak, name, times[level, name], task, log_probs, texts[level, name], chosen)
+            rate = 100 * count_words(chosen, texts[level, name]).rate
+            measured += _of_decoder(
+                f"{level}_{name}", f"{peak} {DECODERS[name][0]}", times[level, name], rate, objectives[name]
+            )
         for ours, rival in RIVALS.items():
             if rival in decoders:
                 ratios = [a / b for a, b in zip(times[level, ours], times[level, rival], strict=True)]
                 what = f"{peak}   {DECODERS[ours][0]} / {rival.replace('_', '-')}"
-                measured.append(_median(f"{level}_{ours}_ratio", what, ratios, target=1.0))
-    measured.append(_threads(task, levels["unsure"], config["rounds"]))
-    if config["fresh_utterances"]:
-        measured += _fresh(model, levels["sure"], config["fresh_utterances"], folder)
+                worse = np.less(objectives[ours], objectives[rival])
+                measured += [
+                    _median(f"{level}_{ours}_ratio", what, ratios, target=1.0),
+                    Measurement(
+                        f"{level}_{ours}_worse", f"{peak}   of lower objective", 100 * worse.mean(), "%", WORSE
+                    ),
+                ]
+    if not config["checkpoint"]:
+        measured.append(_threads(task, levels["unsure"], config["rounds"]))
+        if config["fresh_utterances"]:
+            measured += _fresh(model, levels["sure"], config["fresh_utterances"], folder)
+    frames = statistics.mean(map(len, next(iter(levels.values()))))
     setting = machine(torch.device("cpu")) | {
         "p": "mean posterior of the likeliest label",
-        "posteriors": f"{len(chosen)} × {FRAMES} frames, {len(task.tokenizer)} labels, of sentences of {source}",
-        "language model": f"{model.order}-gram, {sum(model.counts):,} n-grams, {config['lm_path'] or 'of the others'}",
+        "posteriors": f"{len(chosen)} × {frames:.0f} frames, {len(labels)} labels, of {config['checkpoint'] or source}",
+        "language model": f"{model.order}-gram, {sum(model.counts):,} n-grams, {config['lm_path'] or f'of {source}'}",
         "objective": "mean of what is maximized, without a model the CTC score alone",
         "beam": task.beam,
         "rounds": config["rounds"],
     }
     return measured, setting | {f"not measured: {DECODERS[name][0]}": why for name, why in missing.items()}
+
+
+def _speech(config: Mapping[str, Any], folder: Path) -> tuple[Any, list[str], dict[str, Any]]:
+    """The checkpoint's tokenizer, references drawn from the manifest, and their (T, V) log-probabilities."""
+    recognizer = load(config["checkpoint"], config["device"], None, config["batch_seconds"])
+    labels = recognizer.pipeline.tokenizer
+    if " " not in labels.labels:
+        raise ConfigError(f"checkpoint={config['checkpoint']}: its labels are not characters, as other decoders need.")
+    if not config["manifest"]:
+        raise ConfigError("manifest: which utterances is the checkpoint to hear?")
+    speech = load_speech(recognizer, config["manifest"], folder / "emissions")
+    drawn = np.random.default_rng(config["seed"]).permutation(len(speech.references))[: config["utterances"]]
+    return labels, [speech.references[k] for k in drawn], {"speech": [np.array(speech.emissions[k]) for k in drawn]}
 
 
 def _model(path: str | None, sentences: list[str], chosen: list[str], folder: Path) -> tuple[Ngram, Path]:
@@ -107,19 +148,14 @@ def _time(decode: Decode, utterances: list[Posteriors]) -> float:
     return 1000 * (time.perf_counter() - started) / len(utterances)
 
 
-def _of_decoder(
-    level: str, peak: str, name: str, times: list[float], task: Task, log_probs: np.ndarray, texts: list[str],
-    references: list[str],
-) -> list[Measurement]:  # fmt: skip
+def _of_decoder(key: str, what: str, times: list[float], rate: float, objectives: list[float]) -> list[Measurement]:
     """Its speed, in the table with the rest in its note; word error rate and objective."""
-    rate = 100 * count_words(references, texts).rate
-    objective = statistics.mean(map(task.objective, log_probs, texts, [name in WITH_MODEL] * len(texts)))
+    objective = statistics.mean(objectives)
     note = f"{_range(times)}; WER {rate:.1f} %, objective {objective:.2f}"
-    key, what = f"{level}_{name}", DECODERS[name][0]
     return [
-        Measurement(key, f"{peak} {what}", statistics.median(times), "ms", note=note),
-        Measurement(f"{key}_wer", f"{peak} {what}: word error rate", rate, "%", shown=False),
-        Measurement(f"{key}_objective", f"{peak} {what}: mean objective", objective, "nat", shown=False),
+        Measurement(key, what, statistics.median(times), "ms", note=note),
+        Measurement(f"{key}_wer", f"{what}: word error rate", rate, "%", shown=False),
+        Measurement(f"{key}_objective", f"{what}: mean objective", objective, "nat", shown=False),
     ]
 
 

@@ -148,6 +148,7 @@ def test_decoding(tmp_path, sentences, capsys, monkeypatch):
         assert value[f"{level}_{name}"] > 0
         assert 0 <= value[f"{level}_{name}_wer"] <= 100
         assert value[f"{level}_{name}_objective"] < 0
+    assert all(0 <= number <= 100 for name, number in value.items() if name.endswith("_worse"))
     assert {name for name in value if name.endswith("_ratio")} == {
         f"{level}_{ours}_ratio"
         for ours, rival in (("beam_lexicon", "flashlight"), ("beam_open", "ctc_beam_decoder"))
@@ -229,6 +230,23 @@ def runs(tmp_path) -> list[Path]:
         (run / "validation.jsonl").write_text("".join(rows))
         folders.append(run)
     return folders
+
+
+def test_decoding_of_speech(tmp_path, runs, capsys):
+    """Greedily, the errors are those of the recognizer."""
+    text, manifest = tmp_path / "text.txt", runs[0] / "validation.jsonl"
+    text.write_text("a bad cab\ndad fed a cab\na bad egg\n")
+    options = (f"checkpoint={runs[0]}", f"manifest={manifest}", f"sentences={text}", "rounds=1")
+    found = benchmark("decoding", tmp_path, *options)
+    recognizer, index = asr.load(runs[0], "cpu"), ManifestIndex(manifest)
+    texts = [recognizer.transcribe(utterance.audio_filepath).text for utterance in index]
+    errors = count_words([utterance.text for utterance in index], [" ".join(text.split()) for text in texts])
+    assert found["results"]["speech_greedy_wer"]["value"] == pytest.approx(100 * errors.rate)
+    assert found["setting"]["posteriors"].startswith("3 × ") and "threads" not in found["results"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        benchmark("decoding", tmp_path, *options[::2])
+    assert "manifest: which utterances" in capsys.readouterr().err
 
 
 LSTM = ("lstm.width=4", "lstm.epochs=1", "lstm.trainer.accelerator=cpu")
