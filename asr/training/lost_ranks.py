@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -18,6 +19,24 @@ from asr.errors import ConfigError
 
 BEAT = 1.0
 """Seconds between signs of life."""
+
+
+def check_torchrun(environment: Mapping[str, str]) -> None:
+    """Refuse restarts by torchrun that would fail, or hang, by chance: those whose processes share its store.
+
+    What the ended processes wrote there is still there, and who comes first meets it (PyTorch issue 135712).
+
+    Raises:
+        ConfigError: torchrun is to restart several processes, and to keep its store.
+    """
+    get = environment.get
+    restarts = get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and get("WORLD_SIZE", "1") != "1"
+    if restarts and get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ConfigError(
+            "torchrun --max-restarts: processes that start again could look for those that have ended. Set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment; for several nodes, let them meet by "
+            "--rdzv-backend=c10d --rdzv-endpoint=HOST:PORT, not by --master-addr."
+        )
 
 
 class LostRanks(Callback):
@@ -33,6 +52,7 @@ class LostRanks(Callback):
     def __init__(self, timeout: float = 120.0):
         if timeout < 2 * BEAT:
             raise ConfigError(f"lost_rank_timeout={timeout}: must be {2 * BEAT:g} s or more.")
+        check_torchrun(os.environ)
         self.timeout = timeout
         self.store: Any = None
         self.stopped = threading.Event()

@@ -118,8 +118,9 @@ def test_a_lost_rank_is_named(start, tmp_path, lost, by):
     assert f"rank {lost} (" in log or f"[rank: {lost}] Child process" in log
 
 
-def test_elastic_restart(start, tmp_path):
+def test_elastic_restart(start, tmp_path, monkeypatch):
     """torchrun starts all processes again when one is lost, and they go on."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
     options = ("epochs=30", *TWO)
     assert start("whole", *options).wait(300) == 0

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import asr
 from asr.errors import CheckpointError, ConfigError, DataError
+from asr.training.lost_ranks import check_torchrun
 from asr.training.module import SpeechRecognition
 
 from .conftest import SMALL
@@ -283,3 +284,12 @@ def test_all_speakers_are_trained_on_without_validation(train):
     run = train("run", "epochs=1", "data.validation_speakers=0")
     assert not (run / "validation.jsonl").exists()
     assert (run / "bundle" / "model.safetensors").exists()
+
+
+def test_restarts_by_torchrun_need_a_store_of_their_own():
+    restarts = {"TORCHELASTIC_MAX_RESTARTS": "3", "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with pytest.raises(ConfigError, match="Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        check_torchrun(restarts)
+    for other in ({"TORCHELASTIC_USE_AGENT_STORE": "False"}, {"TORCHELASTIC_MAX_RESTARTS": "0"}, {"WORLD_SIZE": "1"}):
+        check_torchrun(restarts | other)
+    check_torchrun({})
