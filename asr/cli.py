@@ -177,6 +177,8 @@ def _plain(config: Any, command: str, options: list[str]) -> dict[str, Any]:
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, command, options)) from None
+    if hydra_config.runtime.choices.get("experiment"):
+        _leave_out_of_experiment(plain, command, options, hydra_config.runtime.choices)
     unchosen = [str(group) for group, choice in hydra_config.runtime.choices.items() if choice is None]
     defaults = {str(key): value for key, value in compose(command).items_ex(resolve=False)}
     for key, value in defaults.items():
@@ -186,6 +188,24 @@ def _plain(config: Any, command: str, options: list[str]) -> dict[str, Any]:
             raise ConfigError(f"{key}={plain[key]}: must be {LEAST[key]} or more.")
     # logger=[] leaves no key behind
     return {key: None for key in (*unchosen, *defaults) if not key.startswith("hydra")} | plain
+
+
+def _leave_out_of_experiment(plain: dict[str, Any], command: str, options: list[str], choices: Any) -> None:
+    """What an experiment says to a component that the command line replaces, where the new one does not know it."""
+    from hydra import compose
+
+    for group in (*plugins.COMPONENT_GROUPS, "callbacks", "logger"):
+        if not _given(group, options) or not isinstance(plain.get(group), dict):
+            continue
+        if group in ("augment", "callbacks", "logger"):  # several, each by its name
+            strange = [name for name, part in plain[group].items() if "_target_" not in part]
+        else:
+            known = compose(command, [f"{group}={choices[group]}"])[group]
+            strange = [name for name in plain[group] if name not in known]
+        for name in strange:
+            if not any(word.lstrip("+").startswith((f"{group}.{name}=", f"{group}.{name}.")) for word in options):
+                print(f"left out    {group}.{name}, which experiment={choices['experiment']} sets for its own {group}")
+                del plain[group][name]
 
 
 def split_arguments(arguments: list[str], takes_files: bool) -> tuple[list[str], list[str]]:

@@ -312,6 +312,21 @@ def test_own_experiments(tmp_path: Path, capsys: pytest.CaptureFixture, refused:
     assert "nowhere" in refused("train", "--config-dir", "nowhere", "+experiment=mine")
 
 
+def test_what_an_experiment_says_to_replaced_components_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    configs: list[dict] = []
+    monkeypatch.setattr("asr.commands.train", configs.append)
+    run("train", ["+experiment=demo", "tokenizer=characters", "augment=[speed]", "encoder=lstm"])
+    [config] = configs
+    assert set(config["tokenizer"]) == {"_target_", "labels", "unknown"}
+    assert list(config["augment"]) == ["speed"] and config["augment"]["speed"]["factors"] == [0.85, 0.95, 1.05]
+    assert config["encoder"]["width"] == 160, "the experiment's, as it knows it"
+    assert "tokenizer.vocab_size, which experiment=demo sets for its own tokenizer" in capsys.readouterr().out
+    run("train", ["+experiment=demo", "augment=[]", "tokenizer=characters", "tokenizer.vocab_size=3"])
+    assert configs[1]["augment"] == {} and configs[1]["tokenizer"]["vocab_size"] == 3, "a person's word is not touched"
+
+
 # --- checkpoints
 
 
