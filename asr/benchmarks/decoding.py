@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,44 +60,20 @@ def decoding(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement]
     decoders, missing = build(task)
     utterances = {level: [Posteriors(row) for row in log_probs] for level, log_probs in levels.items()}
 
-    texts: dict[tuple[str, str], list[str]] = {}  # the first time compiles, and warms up
+    texts: dict[str, dict[str, list[str]]] = {}  # the first time compiles, and warms up
     for level, of_level in utterances.items():
         for utterance in of_level:
             utterance.prepare()
-        for name, decode in decoders.items():
-            texts[level, name] = [decode(utterance) for utterance in of_level]
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in texts}
+        texts[level] = {name: [decode(u) for u in of_level] for name, decode in decoders.items()}
+    times: dict[str, dict[str, list[float]]] = {level: {name: [] for name in decoders} for level in levels}
     for _ in range(config["rounds"]):
         for level, of_level in utterances.items():
             for name, decode in decoders.items():
-                times[level, name].append(_time(decode, of_level))
+                times[level][name].append(_time(decode, of_level))
 
     measured: list[Measurement] = []
     for level, log_probs in levels.items():
-        likeliest = np.exp(np.concatenate([row.max(-1) for row in log_probs])).mean()
-        peak = f"p {likeliest:.2f}".replace("0.", ".")
-        objectives = {
-            name: [
-                task.objective(*pair, name in WITH_MODEL) for pair in zip(log_probs, texts[level, name], strict=True)
-            ]
-            for name in decoders
-        }
-        for name in decoders:
-            rate = 100 * count_words(chosen, texts[level, name]).rate
-            measured += _of_decoder(
-                f"{level}_{name}", f"{peak} {DECODERS[name][0]}", times[level, name], rate, objectives[name]
-            )
-        for ours, rival in RIVALS.items():
-            if rival in decoders:
-                ratios = [a / b for a, b in zip(times[level, ours], times[level, rival], strict=True)]
-                what = f"{peak}   {DECODERS[ours][0]} / {rival.replace('_', '-')}"
-                worse = np.less(objectives[ours], objectives[rival])
-                measured += [
-                    _median(f"{level}_{ours}_ratio", what, ratios, target=1.0),
-                    Measurement(
-                        f"{level}_{ours}_worse", f"{peak}   of lower objective", 100 * worse.mean(), "%", WORSE
-                    ),
-                ]
+        measured += _of_level(level, task, log_probs, chosen, texts[level], times[level])
     if not config["checkpoint"]:
         measured.append(_threads(task, levels["unsure"], config["rounds"]))
         if config["fresh_utterances"]:
@@ -148,15 +124,36 @@ def _time(decode: Decode, utterances: list[Posteriors]) -> float:
     return 1000 * (time.perf_counter() - started) / len(utterances)
 
 
-def _of_decoder(key: str, what: str, times: list[float], rate: float, objectives: list[float]) -> list[Measurement]:
-    """Its speed, in the table with the rest in its note; word error rate and objective."""
-    objective = statistics.mean(objectives)
-    note = f"{_range(times)}; WER {rate:.1f} %, objective {objective:.2f}"
-    return [
-        Measurement(key, what, statistics.median(times), "ms", note=note),
-        Measurement(f"{key}_wer", f"{what}: word error rate", rate, "%", shown=False),
-        Measurement(f"{key}_objective", f"{what}: mean objective", objective, "nat", shown=False),
-    ]
+def _of_level(
+    level: str, task: Task, log_probs: Sequence[np.ndarray], references: list[str],
+    texts: Mapping[str, list[str]], times: Mapping[str, list[float]],
+) -> list[Measurement]:  # fmt: skip
+    """The speed of each decoder, in the table with the rest in its note; ours beside their rivals."""
+    likeliest = np.exp(np.concatenate([row.max(-1) for row in log_probs])).mean()
+    peak = f"p {likeliest:.2f}".replace("0.", ".")
+    measured: list[Measurement] = []
+    objectives: dict[str, list[float]] = {}
+    for name, found in texts.items():
+        objectives[name] = list(map(task.objective, log_probs, found, [name in WITH_MODEL] * len(found)))
+        rate, objective = 100 * count_words(references, found).rate, statistics.mean(objectives[name])
+        note = f"{_range(times[name])}; WER {rate:.1f} %, objective {objective:.2f}"
+        key, what = f"{level}_{name}", f"{peak} {DECODERS[name][0]}"
+        measured += [
+            Measurement(key, what, statistics.median(times[name]), "ms", note=note),
+            Measurement(f"{key}_wer", f"{what}: word error rate", rate, "%", shown=False),
+            Measurement(f"{key}_objective", f"{what}: mean objective", objective, "nat", shown=False),
+        ]
+    for ours, rival in RIVALS.items():
+        if rival not in texts:
+            continue
+        ratios = [a / b for a, b in zip(times[ours], times[rival], strict=True)]
+        worse = 100 * np.less(objectives[ours], objectives[rival]).mean()
+        what = f"{peak}   {DECODERS[ours][0]} / {rival.replace('_', '-')}"
+        measured += [
+            _median(f"{level}_{ours}_ratio", what, ratios, target=1.0),
+            Measurement(f"{level}_{ours}_worse", f"{peak}   of lower objective", worse, "%", WORSE),
+        ]
+    return measured
 
 
 def _threads(task: Task, log_probs: np.ndarray, rounds: int) -> Measurement:

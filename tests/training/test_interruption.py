@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,21 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 class Killed(BaseException):
     """Ends a training as a signal would: nothing handles it."""
+
+
+@contextlib.contextmanager
+def killed_ahead_of(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
+    """What trains within ends ahead of that step, counted from 0."""
+    original = SpeechRecognition.on_train_batch_start
+
+    def die(self, batch, batch_idx):
+        if self.global_step == step:
+            raise Killed
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(SpeechRecognition, "on_train_batch_start", die)
+        yield
 
 
 @pytest.fixture
@@ -151,15 +167,7 @@ def test_a_second_sigterm_ends_it_at_once(train, monkeypatch):
 
 def test_a_job_that_is_started_again_goes_on(train, whole, monkeypatch):
     """Slurm and torchrun repeat the same command, which says nothing of `resume`."""
-    original = SpeechRecognition.on_train_batch_start
-
-    def die(self, batch, batch_idx):
-        if self.global_step == 13:
-            raise Killed
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(SpeechRecognition, "on_train_batch_start", die)
+    with killed_ahead_of(monkeypatch, step=13):
         train("cut", *OPTIONS)
     with pytest.raises(ConfigError, match="resume=auto"):
         train("cut", *OPTIONS)
@@ -193,15 +201,7 @@ def test_plateau_is_resumed(train, monkeypatch):
     options = [option for option in OPTIONS if "callbacks" not in option]
     options += ["schedule=plateau", "schedule.patience=0", "callbacks.last.every_n_train_steps=null"]
     whole = train("whole", *options)
-    original = SpeechRecognition.on_train_batch_start
-
-    def die(self, batch, batch_idx):
-        if self.global_step == 9:
-            raise Killed
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(SpeechRecognition, "on_train_batch_start", die)
+    with killed_ahead_of(monkeypatch, step=9):
         train("cut", *options)
     cut = train("cut", *options, "resume=auto")
     first, second = (torch.load(run / "checkpoints/last.ckpt")["lr_schedulers"] for run in (whole, cut))
