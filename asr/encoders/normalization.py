@@ -13,24 +13,26 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch normalisation whose statistics are those of real frames (Ioffe & Szegedy, arXiv 1502.03167).
 
     Over (B, T, D) it is the sequence-wise normalisation of Deep Speech 2 (arXiv 1512.02595, section 3.2), over
-    (B, T, C, F) that of a convolution's channels. A lone value of each unit has no variance: it is normalised by the
+    (B, T, F, C) that of a convolution's channels. A lone value of each unit has no variance: it is normalised by the
     running statistics.
 
-    Shapes: x (B, T, D, …), real (N,), the places of the real frames in B · T → (B, T, D, …), zero in the padding while
-    it trains. Without `real`, every frame of x (N, D, …) counts.
+    Shapes: x (B, T, …, D), real (N,), the places of the real frames in B · T → (B, T, …, D), zero in the padding while
+    it trains. Without `real`, every frame of x (N, …, D) counts.
     """
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        flat = x if real is None else x.flatten(0, 1)
         if not self.training:
-            return super().forward(flat).view_as(x)
-        frames = flat if real is None else flat.index_select(0, real)
-        if frames.numel() > self.num_features:
-            y = super().forward(frames)
+            return super().forward(x.reshape(-1, self.num_features)).view_as(x)
+        frames = x if real is None else x.flatten(0, 1).index_select(0, real)
+        values = frames.reshape(-1, self.num_features)
+        if len(values) > 1:
+            y = super().forward(values).view_as(frames)
         else:
             statistics = self.running_mean, self.running_var
-            y = nn.functional.batch_norm(frames, *statistics, self.weight, self.bias, eps=self.eps)
-        return y if real is None else torch.zeros_like(flat, dtype=y.dtype).index_copy(0, real, y).view_as(x)
+            y = nn.functional.batch_norm(values, *statistics, self.weight, self.bias, eps=self.eps).view_as(frames)
+        if real is None:
+            return y
+        return y.new_zeros(x.flatten(0, 1).shape).index_copy(0, real, y).view_as(x)
 
 
 def make_norm(kind: str, units: int, frequencies: int = 0) -> nn.Module:
