@@ -20,6 +20,8 @@ class SpecAugment(nn.Module):
             multiplicity, Park et al., arXiv 1912.05533: 0.04, with a time_width of 0.04).
         time_width: the longest span, as a share of the utterance's frames.
         most_time_masks: where their number grows with the utterance, it does so up to here.
+        start_step: optimizer steps before it, without masks. CTC begins with nothing but blanks, and with masks from
+            the start it may not get further on some hours of varied speech.
 
     Shapes: features (B, T, D), lengths (B,) → the same.
     """
@@ -33,15 +35,17 @@ class SpecAugment(nn.Module):
         time_masks: float = 2,
         time_width: float = 0.1,
         most_time_masks: int = 20,
+        start_step: int = 0,
     ):
         super().__init__()
-        counts = (frequency_masks, frequency_width, time_masks, most_time_masks)
+        counts = (frequency_masks, frequency_width, time_masks, most_time_masks, start_step)
         if min(counts) < 0 or not 0 <= time_width <= 1:
-            raise ConfigError("augment.specaugment: counts and widths must not be negative, time_width at most 1.")
+            raise ConfigError("augment.specaugment: no number may be negative, time_width at most 1.")
         if time_masks >= 1 and time_masks != int(time_masks):
             raise ConfigError(f"augment.specaugment.time_masks={time_masks}: must be whole, or below 1 (per frame).")
         self.frequency_masks, self.frequency_width = frequency_masks, frequency_width
         self.time_masks, self.time_width, self.most_time_masks = time_masks, time_width, most_time_masks
+        self.start_step = start_step
 
     def forward(self, features: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         _, frames, dim = features.shape

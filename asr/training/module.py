@@ -110,7 +110,7 @@ class SpeechRecognition(L.LightningModule):
         waveforms, lengths = batch.waveforms, batch.lengths
         # no autocast: half precision would alter the samples, and which ones would depend on the batch
         with torch.no_grad(), torch.autocast(waveforms.device.type, enabled=False):
-            for augment in self.waveform_augment:
+            for augment in self._begun(self.waveform_augment):
                 waveforms, lengths = augment(waveforms, lengths, seeds)
             features, lengths = self.model.features(waveforms, lengths)
 
@@ -118,13 +118,17 @@ class SpeechRecognition(L.LightningModule):
         @torch.autocast(waveforms.device.type, enabled=False)
         def view(number: int) -> tuple[Tensor, Tensor]:
             seen, frames = features, lengths
-            for augment in self.feature_augment:
+            for augment in self._begun(self.feature_augment):
                 # what changes lengths does so in all views alike, or their frames could not be compared
                 drawn = seeds if hasattr(augment, "max_speed") else view_seeds(seeds, number)
                 seen, frames = augment(seen, frames, drawn)
             return seen, frames
 
         return self.objective(self.model, view, batch)
+
+    def _begun(self, stages: nn.ModuleList) -> list[nn.Module]:
+        """The augmentations whose first step has come."""
+        return [stage for stage in stages if self.global_step >= getattr(stage, "start_step", 0)]
 
     # --- validation
 

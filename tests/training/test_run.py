@@ -103,6 +103,14 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(train, mon
     assert difference(whole, cut) == 0
 
 
+def test_masks_rest_until_their_first_step(train):
+    options = ("epochs=1", "data.batch_seconds=8", "max_steps=3", "encoder.dropout=0")
+    masked = (*options, "augment=[specaugment]")
+    without = train("without", *options, "augment=[]")
+    assert difference(without, train("after", *masked, "augment.specaugment.start_step=3")) == 0
+    assert difference(without, train("in", *masked, "augment.specaugment.start_step=2")) > 0
+
+
 def test_the_sampler_does_not_read_past_audio_on_resume(train, monkeypatch):
     def die(self, *_):
         if self.global_step == 4:
