@@ -113,7 +113,9 @@ class TakingTurns(L.Callback):
             return
         block = self.block
         if len(batch):
-            block.shapes.append(Shape(self.frames.cpu(), batch.labels, batch.label_lengths))
+            views = len(self.frames) // len(batch)  # two of each utterance with objective=cr_ctc
+            labels, label_lengths = batch.labels.repeat(views, 1), batch.label_lengths.repeat(views)
+            block.shapes.append(Shape(self.frames.cpu(), labels, label_lengths))
             block.audio += float(batch.lengths.sum()) / module.model.sample_rate
         if self.done < skip + (self.steps if self.blocks else 2):
             return

@@ -43,9 +43,10 @@ def benchmark(name: str, folder: Path, *options: str) -> dict:
     return json.loads((folder / "found.json").read_text("utf-8"))
 
 
-def test_training(tmp_path, capsys):
+@pytest.mark.parametrize("objective", ["ctc", "cr_ctc"])
+def test_training(tmp_path, capsys, objective):
     options = ("blocks=2", "steps=2", "utterances=16", "data.batch_seconds=10", "data.workers=1", "data.buckets=4")
-    found = benchmark("training", tmp_path, *options)
+    found = benchmark("training", tmp_path, *options, f"objective={objective}")
     results = found["results"]
     value = {name: measured["value"] for name, measured in results.items()}
     assert all(number > 0 for number in value.values())

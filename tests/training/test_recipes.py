@@ -77,9 +77,9 @@ def commonvoice(root: Path) -> None:
 PIECES = ("tokenizer.vocab_size=12",)
 RECIPES = {
     "an4": ([an4], "train", 0, "test", PIECES),
-    "speechocean762": ([speechocean762], "train", 1, "test", ()),
+    "speechocean762": ([speechocean762], "train", 1, "test", PIECES),
     "an4_speechocean762": (
-        [an4, speechocean762], "an4/train speechocean762/train", 1, "an4/test speechocean762/test", (),
+        [an4, speechocean762], "an4/train speechocean762/train", 1, "an4/test speechocean762/test", PIECES,
     ),
     "librispeech_100": ([librispeech], "train-clean-100", 4, "test-clean test-other", PIECES),
     "librispeech_960": (
