@@ -23,16 +23,15 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:  # type: ignore[override]
         if not self.training:
             return super().forward(x.reshape(-1, self.num_features)).view_as(x)
-        frames = x if real is None else x.flatten(0, 1).index_select(0, real)
+        rows = x if real is None else x.flatten(0, 1)
+        frames = rows if real is None else rows.index_select(0, real)
         values = frames.reshape(-1, self.num_features)
         if len(values) > 1:
             y = super().forward(values).view_as(frames)
         else:
             statistics = self.running_mean, self.running_var
             y = nn.functional.batch_norm(values, *statistics, self.weight, self.bias, eps=self.eps).view_as(frames)
-        if real is None:
-            return y
-        return y.new_zeros(x.flatten(0, 1).shape).index_copy(0, real, y).view_as(x)
+        return y if real is None else torch.zeros_like(rows, dtype=y.dtype).index_copy(0, real, y).view_as(x)
 
 
 def make_norm(kind: str, units: int, frequencies: int = 0) -> nn.Module:

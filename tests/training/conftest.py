@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+
+from asr.training.module import SpeechRecognition
 
 WORDS = {"low": 300.0, "middle": 900.0, "high": 2700.0}
 SMALL = (
@@ -67,3 +70,22 @@ def train(configure: Callable[..., dict[str, Any]]) -> Callable[..., Path]:
         return Path(config["out"])
 
     return run
+
+
+class Killed(BaseException):
+    """Ends a training as a signal would: nothing handles it."""
+
+
+@contextmanager
+def killed(monkeypatch: pytest.MonkeyPatch, hook: str, step: int) -> Iterator[None]:
+    """What trains within ends in that hook of the module, when so many optimizer steps are done."""
+    original = getattr(SpeechRecognition, hook)
+
+    def die(self: SpeechRecognition, *arguments: Any) -> Any:
+        if self.global_step == step:
+            raise Killed
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(SpeechRecognition, hook, die)
+        yield

@@ -10,7 +10,6 @@ import resource
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from asr.training import run as run_module
 from asr.training.ema import Ema
 from asr.training.module import SpeechRecognition
 
+from .conftest import Killed, killed
 from .test_run import difference
 
 OPTIONS = (
@@ -34,25 +34,6 @@ OPTIONS = (
 def rows(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-class Killed(BaseException):
-    """Ends a training as a signal would: nothing handles it."""
-
-
-@contextlib.contextmanager
-def killed_ahead_of(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
-    """What trains within ends ahead of that step, counted from 0."""
-    original = SpeechRecognition.on_train_batch_start
-
-    def die(self, batch, batch_idx):
-        if self.global_step == step:
-            raise Killed
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(SpeechRecognition, "on_train_batch_start", die)
-        yield
 
 
 @pytest.fixture
@@ -72,12 +53,12 @@ MOMENTS = {
 @pytest.mark.parametrize("nth", [2, 3])
 def test_killed_at(train, whole, monkeypatch, moment, nth):
     """… the n-th such moment since it was begun or resumed, six times, or as often as it comes."""
-    original, calls, killed = getattr(MOMENTS[moment], moment), [], []
+    original, calls, deaths = getattr(MOMENTS[moment], moment), [], []
 
     def die(self, *arguments, **named):
         calls.append(moment)
-        if len(calls) == nth and len(killed) < 6:
-            killed.append(moment)
+        if len(calls) == nth and len(deaths) < 6:
+            deaths.append(moment)
             raise Killed
         return original(self, *arguments, **named)
 
@@ -87,7 +68,7 @@ def test_killed_at(train, whole, monkeypatch, moment, nth):
         calls.clear()
         with contextlib.suppress(Killed):
             cut = train("cut", *OPTIONS, "resume=auto")
-    assert killed
+    assert deaths
     assert difference(whole, cut) == 0
     assert rows(cut) == rows(whole)
 
@@ -167,7 +148,7 @@ def test_a_second_sigterm_ends_it_at_once(train, monkeypatch):
 
 def test_a_job_that_is_started_again_goes_on(train, whole, monkeypatch):
     """Slurm and torchrun repeat the same command, which says nothing of `resume`."""
-    with killed_ahead_of(monkeypatch, step=13):
+    with killed(monkeypatch, "on_train_batch_start", step=13):
         train("cut", *OPTIONS)
     with pytest.raises(ConfigError, match="resume=auto"):
         train("cut", *OPTIONS)
@@ -201,7 +182,7 @@ def test_plateau_is_resumed(train, monkeypatch):
     options = [option for option in OPTIONS if "callbacks" not in option]
     options += ["schedule=plateau", "schedule.patience=0", "callbacks.last.every_n_train_steps=null"]
     whole = train("whole", *options)
-    with killed_ahead_of(monkeypatch, step=9):
+    with killed(monkeypatch, "on_train_batch_start", step=9):
         train("cut", *options)
     cut = train("cut", *options, "resume=auto")
     first, second = (torch.load(run / "checkpoints/last.ckpt")["lr_schedulers"] for run in (whole, cut))

@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 import asr
 from asr.errors import CheckpointError, ConfigError, DataError
 from asr.training.lost_ranks import check_torchrun
-from asr.training.module import SpeechRecognition
 
-from .conftest import SMALL
+from .conftest import SMALL, killed
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 EMA = "callbacks=[checkpoints,ema]"
@@ -91,14 +90,8 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(train, mon
     steps = sum(1 for _ in (whole / "metrics.csv").open())
     assert steps > 0
 
-    def die(self, *_):
-        if self.global_step == step:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SpeechRecognition, "on_train_batch_end", die)
-        with pytest.raises(RuntimeError, match="killed"):
-            train("cut", *SHORT, *options)
+    with killed(monkeypatch, "on_train_batch_end", step=step):
+        train("cut", *SHORT, *options)
     cut = train("cut", *SHORT, *options, "resume=auto")
     assert difference(whole, cut) == 0
 
@@ -112,14 +105,8 @@ def test_masks_rest_until_their_first_step(train):
 
 
 def test_the_sampler_does_not_read_past_audio_on_resume(train, monkeypatch):
-    def die(self, *_):
-        if self.global_step == 4:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SpeechRecognition, "on_train_batch_end", die)
-        with pytest.raises(RuntimeError, match="killed"):
-            train("cut", *SHORT, "data.validation_speakers=0", "epochs=1")
+    with killed(monkeypatch, "on_train_batch_end", step=4):
+        train("cut", *SHORT, "data.validation_speakers=0", "epochs=1")
     read = []
     from asr.data import loader
 

@@ -15,10 +15,9 @@ from asr.data import shards
 from asr.data.audio import read_audio
 from asr.data.index import ManifestIndex
 from asr.errors import AudioError
-from asr.training.module import SpeechRecognition
 from asr.training.run import train
 
-from .conftest import SMALL, composed
+from .conftest import SMALL, composed, killed
 
 CORPUS = ("corpus=table", "corpus.columns.audio=audio_filepath", "corpus.columns.speaker=speaker")
 SHORT = ("epochs=3", "data.batch_seconds=8", "callbacks.last.every_n_train_steps=2", "data.validation_speakers=0.25")
@@ -56,14 +55,8 @@ def test_a_stream_resumes_to_the_weights_of_the_uninterrupted_run(run, monkeypat
     stream = ("shards", "data.buffer=6", "data.workers=2", "trainer.accumulate_grad_batches=2")
     whole = run("whole", *stream)
 
-    def die(self, *_):
-        if self.global_step == 3:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SpeechRecognition, "on_train_batch_end", die)
-        with pytest.raises(RuntimeError, match="killed"):
-            run("cut", *stream)
+    with killed(monkeypatch, "on_train_batch_end", step=3):
+        run("cut", *stream)
     assert equal_weights(whole, run("cut", *stream, "resume=auto"))
 
 

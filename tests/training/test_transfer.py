@@ -20,7 +20,7 @@ from asr.training.module import SpeechRecognition
 from asr.training.run import set_up
 from asr.training.transfer import Frozen, parameter_groups
 
-from .conftest import SMALL
+from .conftest import SMALL, killed
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SHORT = ("epochs=2", "data.batch_seconds=8", "callbacks.last.every_n_train_steps=1")
@@ -133,14 +133,8 @@ def test_a_resumed_run_ends_alike_without_its_source(source, train, monkeypatch,
     )  # fmt: skip
     whole = weights(train("whole", *options))  # nine steps an epoch
 
-    def die(self, *_):
-        if self.global_step == step:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SpeechRecognition, "on_train_batch_end", die)
-        with pytest.raises(RuntimeError, match="killed"):
-            train("cut", *options)
+    with killed(monkeypatch, "on_train_batch_end", step=step):
+        train("cut", *options)
     shutil.rmtree(source)
     cut = weights(train("cut", *options, "resume=auto"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
