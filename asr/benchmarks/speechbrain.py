@@ -194,7 +194,8 @@ class Peer(sb.Brain):
         if wrong < self.best:
             self.best, self.results, self.best_epoch = wrong, results, self.epochs
         update_learning_rate(self.optimizer, self.hparams.annealing(wrong)[1])
-        print(f"SpeechBrain: {self.minutes:.1f} min, epoch {epoch}, loss {stage_loss:.3f}, CER {100 * wrong:.2f} %")
+        scored = f"epoch {epoch}, loss {stage_loss:.3f}, CER {100 * wrong:.2f} %"
+        print(f"SpeechBrain: {self.minutes:.1f} min, {scored}", flush=True)
 
     def _dataset(self, utterances: Sequence[Utterance]) -> DynamicItemDataset:
         numbers = {character: number for number, character in enumerate(self.characters)}
