@@ -37,7 +37,7 @@ def ngram_score(model, words) -> float:
     return total * math.log(10)
 
 
-def all_sequences(emissions, impossible=None) -> dict[tuple[int, ...], float]:
+def all_sequences(emissions) -> dict[tuple[int, ...], float]:
     """Each label sequence's log-probability, summed over every alignment one by one.
 
     Label 1 is a space: one counts between words, and none before them.
