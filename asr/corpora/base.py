@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +97,7 @@ class Report:
 
 
 @dataclass(kw_only=True)
-class Corpus:
+class Corpus(ABC):
     """A corpus on disk. A subclass says what its splits hold; the constructor's arguments say where it lies."""
 
     min_duration: float = 0.1
@@ -104,9 +105,9 @@ class Corpus:
     max_duration: float | None = None
     """Seconds; longer utterances are dropped."""
 
+    @abstractmethod
     def utterances(self, out: Path) -> Splits:
         """The utterances of each split, as the corpus names them; converted audio goes below `out/audio`."""
-        raise NotImplementedError
 
     def prepare(self, out: str | Path) -> Report:
         """Write a manifest per split, `report.json` and `dropped.jsonl` to the folder `out`.
