@@ -22,7 +22,7 @@ ARRAYS = {"words": np.int32, "log_probs": np.float32, "backoffs": np.float32, "f
 
 
 @jit
-def step(first, words, log_probs, backoffs, suffixes, state, word):  # pragma: no cover
+def step(first, words, log_probs, backoffs, suffixes, state, word):
     """One word of a sentence: (natural log p(word | state), next state).
 
     Args:
@@ -48,7 +48,7 @@ def step(first, words, log_probs, backoffs, suffixes, state, word):  # pragma: n
 
 
 @jit
-def _score(first, words, log_probs, backoffs, suffixes, state, sentence, scores):  # pragma: no cover
+def _score(first, words, log_probs, backoffs, suffixes, state, sentence, scores):
     for k in range(len(sentence)):
         scores[k], state = step(first, words, log_probs, backoffs, suffixes, state, sentence[k])
 

@@ -63,6 +63,6 @@ def check_temperature(temperature: float) -> None:
 
 
 @jit
-def _step_all(first, words, log_probs, backoffs, suffixes, state, scores, states):  # pragma: no cover
+def _step_all(first, words, log_probs, backoffs, suffixes, state, scores, states):
     for word in range(len(scores)):
         scores[word], states[word] = step(first, words, log_probs, backoffs, suffixes, state, word)
