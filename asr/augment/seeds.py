@@ -14,12 +14,12 @@ def utterance_seeds(seed: int, epoch: int, indices: Tensor) -> Tensor:
         return torch.from_numpy((_mix(state) >> np.uint64(1)).astype(np.int64))
 
 
-def view_seeds(seeds: Tensor, view: int) -> Tensor:
-    """(B,) seeds of another view of the same utterances; view 0 has the seeds as they are."""
-    if not view:
+def other_seeds(seeds: Tensor, view: int = 0, twin: int = 0) -> Tensor:
+    """(B,) seeds of the same utterances for another view and for the twin-th further augmentation of one kind."""
+    if not view and not twin:
         return seeds
     with np.errstate(over="ignore"):
-        state = _mix(seeds.numpy().astype(np.uint64)) + np.uint64(view)
+        state = _mix(seeds.numpy().astype(np.uint64)) + np.uint64(view) + (np.uint64(twin) << np.uint64(32))
         return torch.from_numpy((_mix(state) >> np.uint64(1)).astype(np.int64))
 
 

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from asr.augment.seeds import utterance_seeds, view_seeds
+from asr.augment.seeds import other_seeds, utterance_seeds
 from asr.errors import ConfigError
 from asr.evaluation.counts import ErrorCounts, count_characters, count_words
 from asr.objectives.ctc import ctc_losses
@@ -110,25 +110,27 @@ class SpeechRecognition(L.LightningModule):
         waveforms, lengths = batch.waveforms, batch.lengths
         # no autocast: half precision would alter the samples, and which ones would depend on the batch
         with torch.no_grad(), torch.autocast(waveforms.device.type, enabled=False):
-            for augment in self._begun(self.waveform_augment):
-                waveforms, lengths = augment(waveforms, lengths, seeds)
+            for augment, twin in self._begun(self.waveform_augment):
+                waveforms, lengths = augment(waveforms, lengths, other_seeds(seeds, twin=twin))
             features, lengths = self.model.features(waveforms, lengths)
 
         @torch.no_grad()
         @torch.autocast(waveforms.device.type, enabled=False)
         def view(number: int) -> tuple[Tensor, Tensor]:
             seen, frames = features, lengths
-            for augment in self._begun(self.feature_augment):
+            for augment, twin in self._begun(self.feature_augment):
                 # what changes lengths does so in all views alike, or their frames could not be compared
-                drawn = seeds if hasattr(augment, "max_speed") else view_seeds(seeds, number)
+                drawn = other_seeds(seeds, 0 if hasattr(augment, "max_speed") else number, twin)
                 seen, frames = augment(seen, frames, drawn)
             return seen, frames
 
         return self.objective(self.model, view, batch)
 
-    def _begun(self, stages: nn.ModuleList) -> list[nn.Module]:
-        """The augmentations whose first step has come."""
-        return [stage for stage in stages if self.global_step >= getattr(stage, "start_step", 0)]
+    def _begun(self, stages: nn.ModuleList) -> list[tuple[nn.Module, int]]:
+        """The augmentations whose first step has come, each with the number of those of its kind before it."""
+        kinds = [type(stage) for stage in stages]
+        begun = [self.global_step >= getattr(stage, "start_step", 0) for stage in stages]
+        return [(stage, kinds[:k].count(kinds[k])) for k, stage in enumerate(stages) if begun[k]]
 
     # --- validation
 

@@ -4,7 +4,7 @@ import torch
 import torchaudio
 
 from asr.augment import SpecAugment, SpeedPerturbation
-from asr.augment.seeds import generators, utterance_seeds, view_seeds
+from asr.augment.seeds import generators, other_seeds, utterance_seeds
 from asr.errors import ConfigError
 
 
@@ -107,13 +107,13 @@ def test_masks_are_a_function_of_the_seed_and_not_of_the_batch():
     assert not torch.equal(together, other)
 
 
-def test_views_have_seeds_of_their_own():
-    """Of each other, and of every utterance of this epoch and the next."""
+def test_views_and_twins_have_seeds_of_their_own():
+    """Not those of each other, nor of any utterance of this epoch and the next."""
     seeds = [utterance_seeds(0, epoch, torch.arange(500)) for epoch in range(2)]
-    views = [view_seeds(seeds[0], view) for view in range(3)]
-    assert torch.equal(views[0], seeds[0])
-    assert len(torch.cat([*views, seeds[1]]).unique()) == 2000 and min(int(view.min()) for view in views) >= 0
-    assert torch.equal(view_seeds(seeds[0][7:9], 1), views[1][7:9])
+    others = [other_seeds(seeds[0], view, twin) for view in range(3) for twin in range(3)]
+    assert torch.equal(others[0], seeds[0])
+    assert len(torch.cat([*others, seeds[1]]).unique()) == 5000 and min(int(drawn.min()) for drawn in others) >= 0
+    assert torch.equal(other_seeds(seeds[0][7:9], 1, 2), others[5][7:9])
 
 
 def test_masks_reach_both_ends():

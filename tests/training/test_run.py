@@ -104,6 +104,12 @@ def test_masks_rest_until_their_first_step(train):
     assert difference(without, train("in", *masked, "augment.specaugment.start_step=2")) > 0
 
 
+def test_a_second_augmentation_of_a_kind_draws_for_itself(train):
+    """The same masks once more would change nothing."""
+    options = ("epochs=1", "data.batch_seconds=8", "max_steps=1", "encoder.dropout=0", "augment=[specaugment]")
+    assert difference(train("one", *options), train("two", *options, "+augment@augment.second=specaugment")) > 0
+
+
 def test_the_sampler_does_not_read_past_audio_on_resume(train, monkeypatch):
     with killed(monkeypatch, "on_train_batch_end", step=4):
         train("cut", *SHORT, "data.validation_speakers=0", "epochs=1")
