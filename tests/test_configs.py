@@ -38,6 +38,7 @@ SMALL = {
     "encoder/conv_blstm": ("layers=1", "width=8", "channels=[2,2]"),
     "encoder/conv_blstm_ds2": ("layers=1", "width=8", "channels=[2,2]"),
     "encoder/vgg_blstm": ("layers=1", "width=8", "channels=[2,2,2,2]"),
+    "encoder/vgg_blstm_fine": ("layers=1", "width=8", "channels=[2,2,2,2]"),
     "encoder/crdnn": ("layers=1", "width=8", "channels=[2,2]"),
     "encoder/pyramid_blstm": ("layers=3", "width=8"),
     "tokenizer/sentencepiece": ("vocab_size=16",),

@@ -36,7 +36,7 @@ def test_ablation(tmp_path, monkeypatch):
     assert all({"+experiment=an4", "corpus.root=x", "seed=3"} < set(command) for command in trained)
     assert found["the whole recipe"]["value"] == 25 and found["SpecAugment"]["value"] == 100
     assert "+75.00 points" in found["SpecAugment"]["note"] and "no effect" not in found["SpecAugment"]["note"]
-    assert found["dropout"]["note"].endswith("over 6 speakers: no effect shown")
+    assert found["weight dropout"]["note"].endswith("over 6 speakers: no effect shown")
 
 
 def test_an_ablation_says_which_training_failed(tmp_path, monkeypatch, capsys):
