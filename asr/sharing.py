@@ -82,6 +82,7 @@ def unpack(path: Path) -> Path:
                     place.parent.mkdir(parents=True, exist_ok=True)
                     with archive.open(entry) as source, place.open("xb") as target:
                         shutil.copyfileobj(source, target)  # reads no more than the size that was checked
+    # NotImplementedError: zipfile's, for a newer version of the format
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be unpacked ({error}). Fetch it again.") from None
     found = [weights.parent for weights in folder.rglob("model.safetensors")]

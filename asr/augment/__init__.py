@@ -2,8 +2,9 @@
 
 An augmentation takes `(x, lengths, seeds)` and returns `(x, lengths)`; its `domain` says what x is: "waveform"
 (B, N) or "features" (B, T, D). The seeds (B,) int64 are a function of (seed, epoch, utterance), so the same utterance
-is altered in the same way whatever batch, rank or resumed run it is met in. Two attributes are looked for besides:
-`max_speed`, what the lengths may be divided by, and `start_step`, the optimizer steps in which it rests at first.
+is altered in the same way whatever batch, rank or resumed run it is met in; another view and a second augmentation of
+one kind get others (`other_seeds`). Two attributes are looked for besides: `max_speed`, what the lengths may be divided
+by, and `start_step`, the optimizer steps in which it rests at first.
 """
 
 from asr.augment.codec import Codec
