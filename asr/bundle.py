@@ -272,17 +272,19 @@ def load_config(checkpoint: str | Path) -> dict[str, Any]:
 
 
 def _best(run: Path) -> Path:
-    best = sorted((run / "checkpoints").glob("best-*.ckpt"), key=_wer)
+    """The checkpoint with the least of what the run monitors: `best-012-003400-wer0.1250-cer0.0410-loss8.1250.ckpt`."""
+    config = _read_config(run) if (run / "config.yaml").is_file() else {}
+    figure = re.compile(re.escape(config.get("monitor", "val_wer").removeprefix("val_")) + r"(-?\d+\.\d+)")
+
+    def monitored(checkpoint: Path) -> float:
+        found = figure.search(checkpoint.name)
+        return float(found[1]) if found else math.inf
+
+    best = sorted((run / "checkpoints").glob("best-*.ckpt"), key=monitored)
     found = best or sorted((run / "checkpoints").glob("last.ckpt"))
     if not found:
         raise CheckpointError(f"checkpoint={run}: the run has no bundle and no checkpoint yet.")
     return found[0]
-
-
-def _wer(checkpoint: Path) -> float:
-    """The error rate in a checkpoint's name: `best-012-003400-wer0.1250.ckpt`."""
-    found = re.search(r"wer(\d+\.\d+)", checkpoint.name)
-    return float(found[1]) if found else math.inf
 
 
 def _open_folder(folder: Path) -> Checkpoint:

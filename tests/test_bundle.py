@@ -127,19 +127,19 @@ def test_every_way_to_name_it(bundle):
 
 
 def test_unfinished_run_gives_its_best_checkpoint(tmp_path):
-    """The best by WER, not the latest of the k best."""
-    for name, wer in [("best-001-000010-wer0.3000", 1.0), ("best-004-000040-wer0.1250", 2.0), ("last", 3.0)]:
+    """The best by what it monitors, not the latest of the k best."""
+    best = ["best-001-000010-wer0.3000-cer0.0900-loss7.0000", "best-004-000040-wer0.1250-cer0.1000-loss9.0000"]
+    for bias, name in enumerate([*best, "last"]):
         state = {f"model.{k}": v.clone() for k, v in trained()[0].model.state_dict().items()}
-        state["model.head.bias"].fill_(wer)
+        state["model.head.bias"].fill_(bias)
         write_ckpt(tmp_path / "checkpoints" / f"{name}.ckpt", state_dict=state)
-    assert load_pipeline(tmp_path).model.head.bias[0] == 2.0
-    (tmp_path / "checkpoints" / "best-001-000010-wer0.3000.ckpt").rename(
-        tmp_path / "checkpoints" / "best-001-000010-wer0.0900-v1.ckpt"
-    )
-    assert load_pipeline(tmp_path).model.head.bias[0] == 1.0
+    assert load_pipeline(tmp_path).model.head.bias[0] == 1
+    for monitor, bias in [("val_wer", 1), ("val_cer", 0), ("val_loss", 0)]:
+        (tmp_path / "config.yaml").write_text(f"monitor: {monitor}\n")
+        assert load_pipeline(tmp_path).model.head.bias[0] == bias
     for path in (tmp_path / "checkpoints").glob("best*"):
         path.unlink()
-    assert load_pipeline(tmp_path).model.head.bias[0] == 3.0
+    assert load_pipeline(tmp_path).model.head.bias[0] == 2
 
 
 def test_is_replaced_whole(bundle):
