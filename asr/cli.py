@@ -80,6 +80,8 @@ def run(command: str, arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # libgomp's threads spin while they wait: beside another busy process, two are many times slower than one
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # oneDNN keeps kernels for the last 1,024 shapes: gigabytes, where no two batches are of one length
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if command == "train":  # before the imports: those take longer than a batch system may wait
         signals.install()
     try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
 import pytest
+import torch
 
 from asr import plugins
 from asr.cli import main, run
@@ -366,3 +369,30 @@ def test_folders_without_audio(
 
 def test_options_of_transcribe(refused: Callable[..., str]) -> None:
     assert "format=xml: no such format" in refused("transcribe", "checkpoint=x", "format=xml", "a.wav")
+
+
+# --- what commands take of the machine
+
+
+KERNELS = """
+import asr.cli
+asr.cli.run("plugins", ["--help"])
+import torch
+from asr.encoders.recurrent import Blstm
+encoder = Blstm(4, layers=1, width=4, subsampling="stack")
+for frames in [40, *range(44, 444, 4), 40]:
+    print(f"{frames} frames", flush=True)
+    encoder(torch.zeros(1, frames, 4), torch.tensor([frames]))[0].sum().backward()
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize(("capacity", "forgotten"), [({}, True), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}, False)])
+def test_kernels_of_other_shapes_are_forgotten(capacity, forgotten):
+    """oneDNN's cache stays small, unless the user says otherwise: with its own 1,024 shapes it takes gigabytes."""
+    environment = os.environ | {"ONEDNN_VERBOSE": "profile_create"} | capacity
+    command = [sys.executable, "-c", KERNELS]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    first, *_, again = said.split(" frames\n")[1:]
+    assert "cache_miss" in first
+    assert ("cache_miss" in again) == forgotten
