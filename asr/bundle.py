@@ -273,14 +273,15 @@ def load_config(checkpoint: str | Path) -> dict[str, Any]:
 
 def _best(run: Path) -> Path:
     """The checkpoint with the least of what the run monitors: `best-012-003400-wer0.1250-cer0.0410-loss8.1250.ckpt`."""
-    config = _read_config(run) if (run / "config.yaml").is_file() else {}
-    figure = re.compile(re.escape(config.get("monitor", "val_wer").removeprefix("val_")) + r"(-?\d+\.\d+)")
+    config = _read_config(run) if (run / "config.yaml").is_file() else None
+    monitor = config.get("monitor") if isinstance(config, dict) else None
+    measures = [str(monitor).removeprefix("val_"), "wer"]  # not every name has the loss
 
-    def monitored(checkpoint: Path) -> float:
-        found = figure.search(checkpoint.name)
-        return float(found[1]) if found else math.inf
+    def figures(checkpoint: Path) -> list[float]:
+        found = [re.search(re.escape(measure) + r"(-?\d+\.\d+)", checkpoint.name) for measure in measures]
+        return [float(figure[1]) if figure else math.inf for figure in found]
 
-    best = sorted((run / "checkpoints").glob("best-*.ckpt"), key=monitored)
+    best = sorted((run / "checkpoints").glob("best-*.ckpt"), key=figures)
     found = best or sorted((run / "checkpoints").glob("last.ckpt"))
     if not found:
         raise CheckpointError(f"checkpoint={run}: the run has no bundle and no checkpoint yet.")

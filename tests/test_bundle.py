@@ -134,9 +134,15 @@ def test_unfinished_run_gives_its_best_checkpoint(tmp_path):
         state["model.head.bias"].fill_(bias)
         write_ckpt(tmp_path / "checkpoints" / f"{name}.ckpt", state_dict=state)
     assert load_pipeline(tmp_path).model.head.bias[0] == 1
-    for monitor, bias in [("val_wer", 1), ("val_cer", 0), ("val_loss", 0)]:
+    for monitor, bias in [("val_wer", 1), ("val_cer", 0), ("val_loss", 0), ("null", 1)]:
         (tmp_path / "config.yaml").write_text(f"monitor: {monitor}\n")
         assert load_pipeline(tmp_path).model.head.bias[0] == bias
+    # without the loss, as runs named them once, and with Lightning's number of a version
+    for name, other in zip(best, ["best-001-000010-wer0.0900-v1", "best-004-000040-wer0.1250"], strict=True):
+        (tmp_path / "checkpoints" / f"{name}.ckpt").rename(tmp_path / "checkpoints" / f"{other}.ckpt")
+    for monitor in ("val_wer", "val_loss"):
+        (tmp_path / "config.yaml").write_text(f"monitor: {monitor}\n")
+        assert load_pipeline(tmp_path).model.head.bias[0] == 0
     for path in (tmp_path / "checkpoints").glob("best*"):
         path.unlink()
     assert load_pipeline(tmp_path).model.head.bias[0] == 2

@@ -388,8 +388,9 @@ for frames in [40, *range(44, 444, 4), 40]:
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 @pytest.mark.parametrize(("capacity", "forgotten"), [({}, True), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}, False)])
-def test_kernels_of_other_shapes_are_forgotten(capacity, forgotten):
+def test_kernels_of_other_shapes_are_forgotten(capacity, forgotten, monkeypatch):
     """oneDNN's cache stays small, unless the user says otherwise: with its own 1,024 shapes it takes gigabytes."""
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)  # which commands of other tests have set
     environment = os.environ | {"ONEDNN_VERBOSE": "profile_create"} | capacity
     command = [sys.executable, "-c", KERNELS]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
