@@ -49,6 +49,8 @@ def test_padding_and_neighbours_change_nothing(featurizer, encoder, normalizatio
     waveforms = utterances(3200, 32000, 17003, 700, 100)
     waveforms[1] *= 1000
     lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    # The cosine transform takes differences of energies; over the deviation of four frames their rounding shows.
+    tolerance = 5e-5 if featurizer == "mfcc" else 1e-5
     for value in (0.0, float("nan")):
         padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True, padding_value=value)
         log_probs, frames = model(padded, lengths)
@@ -56,7 +58,7 @@ def test_padding_and_neighbours_change_nothing(featurizer, encoder, normalizatio
         for row, waveform in enumerate(waveforms):
             expected = alone(model, waveform)
             assert len(expected) == frames[row]
-            torch.testing.assert_close(log_probs[row, : frames[row]], expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(log_probs[row, : frames[row]], expected, atol=tolerance, rtol=0)
 
 
 @torch.no_grad()
