@@ -82,6 +82,7 @@ def run(command: str, arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # oneDNN keeps kernels for the last 1,024 shapes: gigabytes, where no two batches are of one length
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    signals.own_stack()
     if command == "train":  # before the imports: those take longer than a batch system may wait
         signals.install()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -30,6 +31,16 @@ _at_once = False
 _before: dict[int, Any] = {}
 
 
+def own_stack() -> None:
+    """From now on, Python's signal handlers have a stack of their own; and a crash shows where it was.
+
+    oneDNN's LSTM computes with its stack pointer in the heap (its issue 4845, until 3.11.2): a handler on the common
+    stack destroys what lies there, and the process is aborted before anything is saved.
+    """
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)
+
+
 def install(at_once: bool = False) -> None:
     """From now on, remember such a signal and go on; a second SIGTERM ends the process.
 
@@ -39,6 +50,7 @@ def install(at_once: bool = False) -> None:
     global _at_once
     _at_once = at_once
     if threading.current_thread() is threading.main_thread():
+        own_stack()
         for number in STOPPING:
             before = signal.signal(number, _answer)
             if before is not _answer:
