@@ -98,7 +98,8 @@ class BucketSampler:
 
     def state_dict(self) -> dict[str, int]:
         ours = {"group": self.group, "micro_batches": self.micro_batches, "buffer": self.buffer}
-        return {"epoch": self.epoch, "position": self.position, **ours}
+        drawn = {"seed": self.seed, "curriculum": self.curriculum}
+        return {"epoch": self.epoch, "position": self.position, **ours, **drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to the place where another sampler stood.
@@ -107,12 +108,12 @@ class BucketSampler:
             ConfigError: that was within an epoch, and its list of micro-batches was another one.
         """
         ours = self.state_dict()
-        changed = any(state.get(key, ours[key]) != ours[key] for key in ours.keys() - {"epoch", "position"})
+        keys = [key for key in ours if key not in ("epoch", "position") and state.get(key, ours[key]) != ours[key]]
+        changed = ", ".join(f"{key} {state[key]}, now {ours[key]}" for key in keys)
         if changed and 0 < state["position"] < state.get("micro_batches", self.micro_batches):
             raise ConfigError(
-                f"Cannot resume within an epoch: the run had {state['micro_batches']} micro-batches an epoch, "
-                f"{state['group']} to a step; now there are {self.micro_batches}, {self.group} to a step. Resume with "
-                "the same data.* options, and as many ranks times trainer.accumulate_grad_batches."
+                f"Cannot resume within an epoch, because its batches would be other ones: the run had {changed}. "
+                "Resume with the same seed and data.* options, and as many ranks times trainer.accumulate_grad_batches."
             )
         self.epoch, self.position = state["epoch"], state["position"]
 

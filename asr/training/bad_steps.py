@@ -65,8 +65,9 @@ class SkipBadSteps(Callback):
         if self.in_a_row >= self.most:
             raise TrainingError(
                 f"{self.in_a_row} steps in a row had no finite loss or gradient; the last one, {trainer.global_step}, "
-                f"of {named}. Its batches are in {path}. If these utterances are sound, lower optimizer.lr or "
-                "trainer.gradient_clip_val, or take trainer.precision=32-true; then go on with resume=auto."
+                f"of {named}. Its batches are in {path}. If these utterances are sound, go on with resume=auto and "
+                "trainer.precision=32-true or a lower trainer.gradient_clip_val; or start a new run with a lower "
+                "optimizer.lr, from these weights by init_from=."
             )
         if trainer.is_global_zero:
             print(f"step {trainer.global_step} left out: its {what} is not finite; {named}: see {path}", flush=True)

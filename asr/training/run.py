@@ -34,7 +34,7 @@ from asr.training.module import SpeechRecognition, build_augmentations
 from asr.training.statistics import set_feature_statistics
 from asr.training.transfer import Frozen, initialize, parameter_groups
 
-LEARNING = ("freeze", "freeze_epochs", "learning_rates")
+LEARNING = ("optimizer", "schedule", "freeze", "freeze_epochs", "learning_rates")
 """Keys that a resumed run must not change, beside those of the recognizer."""
 
 RESUMING: dict[str, tuple[str, ...]] = {"CsvLogger": ("resume_step",), "TensorBoardLogger": ("purge_step",)}
@@ -80,14 +80,14 @@ def _train(config: Mapping[str, Any]) -> None:
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     trainer, module, data = set_up(config, None if content is None else content["global_step"])
     data.left_out = run.path / f"left_out-rank{trainer.global_rank}.jsonl"
-    if is_main_process():  # only now: what cannot start leaves no folder behind
+    if checkpoint is not None and content is not None:
+        check_resumable(checkpoint, content, module, config, trainer.world_size)
+        content = None  # Lightning reads its own
+    if is_main_process():  # only now: what cannot start leaves no folder behind, and an old one as it is
         run.create(config)
         data.write_reports(run.path)
     pipeline = module.pipeline
     started = time.monotonic()
-    if checkpoint is not None and content is not None:
-        check_resumable(checkpoint, content, module, config, trainer.world_size)
-        content = None  # Lightning reads its own
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         # the end of the run, whatever the callbacks have saved
@@ -268,13 +268,13 @@ def check_resumable(
     config: Mapping[str, Any],
     world_size: int,
 ) -> None:
-    """Refuse to resume what the config no longer describes: other stages, labels, or length of the schedule.
+    """Refuse to resume what the config no longer describes: other stages, labels, optimizer, schedule or its length.
 
     Raises:
         CheckpointError: with the keys that differ.
     """
     learning = {key: config[key] for key in LEARNING}
-    old = flatten(found["recognizer"]["config"] | found["recognizer"].get("learning", learning))
+    old = flatten(found["recognizer"]["config"] | learning | found["recognizer"].get("learning", {}))
     new = flatten(pipeline_config(config) | learning)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not key.startswith("decoder")]
     labels = load_pipeline(opened(checkpoint, found)).tokenizer.labels

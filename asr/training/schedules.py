@@ -1,6 +1,7 @@
 """Learning-rate schedules: functions of an optimizer and the number of its steps, updated after every step.
 
-The peak is the optimizer's own learning rate.
+The peak is the optimizer's own learning rate. A schedule that depends on the number of steps has `total_steps`, one
+more, as torch's OneCycleLR: a run with another number is not resumed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def warmup_cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05, end: f
         progress = min(1.0, (step - rise) / max(1, steps - rise))
         return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    return LambdaLR(optimizer, factor)
+    schedule = LambdaLR(optimizer, factor)
+    schedule.total_steps = steps + 1  # type: ignore[attr-defined]
+    return schedule
 
 
 def noam(optimizer: Optimizer, steps: int, warmup_steps: int = 1000) -> LRScheduler:

@@ -120,7 +120,7 @@ def test_resumes_on_other_ranks():
     assert [batch for step in zip(*four, strict=True) for batch in step] == expected[8:]
 
 
-@pytest.mark.parametrize("change", [{"group": 2}, {"batch_seconds": 20.0}])
+@pytest.mark.parametrize("change", [{"group": 2}, {"batch_seconds": 20.0}, {"seed": 1}, {"curriculum": 1}])
 def test_refuses_to_resume_in_another_list(change):
     seconds = np.random.default_rng(0).uniform(1, 9, 400)
     options = {"batch_seconds": 30.0, "group": 4}

@@ -206,12 +206,28 @@ def test_an_existing_folder_is_left_alone(train, tmp_path):
         (["epochs=4"], "steps of the schedule"),
         (["freeze=[head]"], "freeze"),
         (["learning_rates={head:2}"], r"learning_rates\.head"),
+        (["optimizer.lr=1e-5"], r"optimizer\.lr"),
+        (["schedule=noam"], r"schedule\._target_"),
     ],
 )
 def test_a_run_is_not_resumed_as_another(train, options, named):
-    train("run", "epochs=1")
+    run = train("run", "epochs=1")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     with pytest.raises(CheckpointError, match=named):
         train("run", "epochs=1", "resume=auto", *options)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_more_epochs_where_the_schedule_does_not_depend_on_them(train):
+    train("cosine", "epochs=1", "schedule=warmup_cosine")
+    with pytest.raises(CheckpointError, match="steps of the schedule"):
+        train("cosine", "epochs=2", "schedule=warmup_cosine", "resume=auto")
+    train("constant", "epochs=1", "schedule=constant")
+    more, whole = (
+        train("constant", "epochs=2", "schedule=constant", "resume=auto"),
+        train("whole", "epochs=2", "schedule=constant"),
+    )
+    assert difference(more, whole) == 0
 
 
 def test_a_finished_run_has_nothing_left_to_resume(train):
