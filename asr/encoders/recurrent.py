@@ -82,7 +82,9 @@ class RecurrentEncoder(nn.Module):
         self.gates = nn.ModuleList(nn.Linear(self.dim, self.dim) for _ in dims[2:] if residual == "highway")
         for gate in self.gates:
             nn.init.constant_(gate.bias, -1.0)  # type: ignore[arg-type]
-        self.dropout, self.weight_dropout = nn.Dropout(dropout), nn.Dropout(weight_dropout)
+        self.dropout = nn.Dropout(dropout)
+        for layer in self.layers:
+            layer.weight_dropout = nn.Dropout(weight_dropout)  # its own, so that it rests where the layer is frozen
         self.locked, self.residual = dropout_kind == "locked", residual
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
@@ -130,7 +132,7 @@ class RecurrentEncoder(nn.Module):
     def _weights(self, layer: Any, suffix: str) -> list[Tensor]:
         names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"] + ["weight_hr_l0"] * bool(layer.proj_size)
         weights = [getattr(layer, name + suffix) for name in names]
-        weights[1] = self.weight_dropout(weights[1])
+        weights[1] = layer.weight_dropout(weights[1])
         return weights
 
 

@@ -33,7 +33,7 @@ def initialize(pipeline: Pipeline, config: Mapping[str, Any]) -> str:
     their fresh ones.
 
     Returns:
-        what was taken, in words.
+        what was taken, in words, and which options of the encoder, none that changes a shape, are others here.
 
     Raises:
         CheckpointError: there is no recognizer.
@@ -54,9 +54,10 @@ def initialize(pipeline: Pipeline, config: Mapping[str, Any]) -> str:
     # all that knows no labels: a featurizer may have weights, too
     knowing = ("head.", "conditioning.")
     weights, own = ({n: x for n, x in m.state_dict().items() if not n.startswith(knowing)} for m in (theirs, ours))
+    changed = _changed(stored, config, "encoder")
     odd = [n for n in {**weights, **own} if n not in own or n not in weights or weights[n].shape != own[n].shape]
     if odd:
-        changed = _changed(stored, config, "encoder") or [(odd[0], "of another shape here")]
+        changed = changed or [(odd[0], "of another shape here")]
         raise ConfigError(_refusal(config["init_from"], "another encoder", changed))
     ours.load_state_dict(weights, strict=False)
     places = {label: k for k, label in enumerate(source.tokenizer.labels)}
@@ -69,7 +70,8 @@ def initialize(pipeline: Pipeline, config: Mapping[str, Any]) -> str:
         ours.conditioning.bias.copy_(theirs.conditioning.bias)
     fresh = [repr(label) for label in labels if label not in places]
     others = f"; new: {', '.join(fresh[:5])}{', …' if len(fresh) > 5 else ''}" if fresh else ""
-    return f"encoder, feature statistics, {len(shared)} of {len(labels)} labels of the head{others}"
+    trained = f"; was trained with {_listing(changed)}" if changed else ""
+    return f"encoder, feature statistics, {len(shared)} of {len(labels)} labels of the head{others}{trained}"
 
 
 def _changed(theirs: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> list[tuple[str, str]]:
@@ -97,8 +99,12 @@ def _with_defaults(config: Any) -> Any:
 
 
 def _refusal(checkpoint: str, what: str, changed: Sequence[tuple[str, str]]) -> str:
-    listing = ", ".join(f"{option} ({here})" for option, here in changed)
-    return f"init_from={checkpoint}: was trained with {what}: {listing}. Say the same, or leave init_from out."
+    other = _listing(changed)
+    return f"init_from={checkpoint}: was trained with {what}: {other}. Say the same, or leave init_from out."
+
+
+def _listing(changed: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{option} ({here})" for option, here in changed)
 
 
 def select(names: Iterable[str], pattern: str, key: str) -> list[str]:
@@ -140,12 +146,14 @@ def parameter_groups(
                 f"learning_rates: {pattern}: {multiple} must be a number above 0. freeze=[{pattern}] keeps it as it is."
             )
         multiples |= dict.fromkeys(select(named, pattern, "learning_rates"), float(multiple))
+    norms = (part for part in module.modules() if isinstance(part, nn.LayerNorm | nn.modules.batchnorm._BatchNorm))
+    kept = {id(p) for norm in norms for p in norm.parameters()} | {id(p) for p in named.values() if p.ndim <= 1}
     groups: list[dict[str, Any]] = []
     rates: list[float] = []
     for rate in sorted(set(multiples.values())):
         learning = [p for name, p in named.items() if multiples[name] == rate and p.requires_grad]
-        groups.append({"params": [p for p in learning if p.ndim > 1]})
-        groups.append({"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0})
+        groups.append({"params": [p for p in learning if id(p) not in kept]})
+        groups.append({"params": [p for p in learning if id(p) in kept], "weight_decay": 0.0})
         rates += [rate, rate]
     return groups, rates
 

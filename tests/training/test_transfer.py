@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -14,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from asr.bundle import load_pipeline
+from asr.bundle import load_config, load_pipeline
+from asr.encoders import ConvBlstm, Crdnn
 from asr.errors import CheckpointError, ConfigError
 from asr.training.module import SpeechRecognition
 from asr.training.run import set_up
@@ -107,8 +109,10 @@ def test_what_does_not_fit_is_refused_by_its_keys(source, configure, options, me
         set_up(configure("new", f"init_from={source}", *options))
 
 
-def test_options_of_no_weight_may_differ(source, configure):
-    found = prepared(configure("new", f"init_from={source}", "encoder.dropout=0.1", "text.case=upper")).model
+def test_options_of_no_weight_may_differ(source, configure, capsys):
+    found = prepared(configure("new", f"init_from={source}", "encoder.dropout=0.15", "text.case=upper")).model
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"; was trained with encoder.dropout={load_config(source)['encoder']['dropout']} (here 0.15)" in said
     assert torch.equal(found.encoder.layers[0].weight_ih_l0, load_pipeline(source).model.encoder.layers[0].weight_ih_l0)
 
 
@@ -147,6 +151,17 @@ def test_frozen_for_good(source, train):
     same = {name for name in before if torch.equal(before[name], after[name])}
     statistics = {name for name in before if name.startswith(("featurizer.", "normalization."))}
     assert same - statistics == {name for name in before if name.startswith(frozen)}
+
+
+@pytest.mark.parametrize("epochs", [None, 1])
+def test_frozen_layers_keep_all_of_their_weights(configure, epochs):
+    module = prepared(configure("run", "encoder.weight_dropout=0.5", "encoder.dropout=0"))
+    features, lengths = torch.randn(2, 40, 80), torch.tensor([40, 30])
+    for epoch, frozen in enumerate((True, epochs is None)):
+        module.train()
+        Frozen(module, ["encoder.layers"], epochs).on_train_batch_start(SimpleNamespace(current_epoch=epoch))
+        one, other = (module.model.encoder(features, lengths)[0] for _ in range(2))
+        assert torch.equal(one, other) == frozen
 
 
 def test_two_processes_freeze_as_one(tones, tmp_path, train):
@@ -232,6 +247,15 @@ def test_each_parameter_has_the_multiple_of_its_longest_name():
         "lstm.bias_hh_l0": (2, 0.0), "head.weight": (0.5, None), "head.bias": (0.5, 0.0),
     }  # fmt: skip
     assert sum(len(group["params"]) for group in groups) == 10
+
+
+@pytest.mark.parametrize("encoder", [ConvBlstm(80, conv_norm="layer"), ConvBlstm(80), Crdnn(80)])
+def test_norms_and_biases_are_not_decayed(encoder):
+    groups, _ = parameter_groups(encoder, None)
+    kept = {id(p) for group in groups if group.get("weight_decay") == 0 for p in group["params"]}
+    assert {name for name, p in encoder.named_parameters() if id(p) in kept} == {
+        name for name, _ in encoder.named_parameters() if "norms." in name or "bias" in name
+    }
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "warmup_cosine", "noam", "constant"])
