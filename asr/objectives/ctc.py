@@ -68,3 +68,10 @@ def ctc_losses(log_probs: Tensor, lengths: Tensor, labels: Tensor, label_lengths
     """(B, T, V), (B,), (B, L), (B,) → (B,) negative log-likelihoods, zero where the labels do not fit the frames."""
     log_probs = log_probs.transpose(0, 1)
     return nn.functional.ctc_loss(log_probs, labels, lengths, label_lengths, reduction="none", zero_infinity=True)
+
+
+def fits(lengths: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
+    """(B,), (B, L), (B,) → (B,) whether the frames are enough for the labels, and a blank between equal ones."""
+    real = torch.arange(1, labels.shape[1]) < label_lengths[:, None]
+    repeats = (labels[:, 1:] == labels[:, :-1]).cpu() & real
+    return label_lengths + repeats.sum(1) <= lengths

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from asr.augment.seeds import other_seeds, utterance_seeds
 from asr.errors import ConfigError
 from asr.evaluation.counts import ErrorCounts, count_characters, count_words
-from asr.objectives.ctc import ctc_losses
+from asr.objectives.ctc import ctc_losses, fits
 from asr.pipeline import Pipeline
 from asr.plugins import instantiate
 from asr.training.checkpoints import fit_world_size, keep_rest_of_epoch
@@ -112,9 +112,11 @@ class SpeechRecognition(L.LightningModule):
         with torch.no_grad(), torch.autocast(waveforms.device.type, enabled=False):
             for augment, twin in self._begun(self.waveform_augment):
                 waveforms, lengths = augment(waveforms, lengths, other_seeds(seeds, twin=twin))
+        learnt = any(parameter.requires_grad for parameter in self.model.featurizer.parameters())
+        with torch.set_grad_enabled(learnt):
             features, lengths = self.model.features(waveforms, lengths)
 
-        @torch.no_grad()
+        @torch.set_grad_enabled(learnt)
         @torch.autocast(waveforms.device.type, enabled=False)
         def view(number: int) -> tuple[Tensor, Tensor]:
             seen, frames = features, lengths
@@ -144,7 +146,8 @@ class SpeechRecognition(L.LightningModule):
             return
         self.batch = batch
         log_probs, lengths = self.model(batch.waveforms, batch.lengths)
-        losses = ctc_losses(log_probs, lengths, batch.labels, batch.label_lengths)[batch.label_lengths > 0]
+        counted = (batch.label_lengths > 0) & fits(lengths, batch.labels, batch.label_lengths)
+        losses = ctc_losses(log_probs, lengths, batch.labels, batch.label_lengths)[counted]
         real = torch.arange(log_probs.shape[1])[None, :] < lengths[:, None]
         blank = (log_probs.argmax(-1).cpu() == 0) & real
         self._sums += torch.tensor([float(losses.sum()), len(losses), float(blank.sum()), float(real.sum())])

@@ -14,6 +14,7 @@ from asr.errors import ConfigError
 from asr.featurizers import LogMel
 from asr.model import AcousticModel
 from asr.objectives import CrCtc, Ctc
+from asr.objectives.ctc import fits
 from asr.types import Batch
 
 FRAMES = (60, 24, 41)
@@ -174,3 +175,12 @@ def test_impossible_labels_cost_nothing(model):
     losses, parts = CrCtc(model)(model, view, batch(0))
     assert parts["ctc"].item() == 0 and losses.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients(model, losses))
+    random = torch.Generator().manual_seed(0)
+    labels, label_lengths = (
+        torch.randint(1, 3, (200, 6), generator=random),
+        torch.randint(1, 7, (200,), generator=random),
+    )
+    lengths, log_probs = torch.randint(1, 10, (200,), generator=random), torch.randn(9, 200, 3).log_softmax(-1)
+    losses = ctc_loss(log_probs, labels, lengths, label_lengths, reduction="none")
+    assert torch.equal(fits(lengths, labels, label_lengths), losses.isfinite())
+    assert 0 < losses.isfinite().sum() < 200
