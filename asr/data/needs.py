@@ -21,7 +21,7 @@ Encode = Callable[[str], list[int]]
 
 
 def frames_needed(text: str, encode: Encode) -> int:
-    """The fewest frames that CTC needs for a transcript: labels, and a blank between equal ones.
+    """`least_frames` of a transcript's labels.
 
     0 where the transcript is missing, has no label, or has a character that has none.
     """
@@ -29,6 +29,11 @@ def frames_needed(text: str, encode: Encode) -> int:
         labels = encode(text)
     except DataError:
         return 0
+    return least_frames(labels)
+
+
+def least_frames(labels: Sequence[int]) -> int:
+    """The fewest frames that CTC needs for labels: one for each, and a blank between equal ones."""
     return len(labels) + sum(map(operator.eq, labels, labels[1:]))
 
 

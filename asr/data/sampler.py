@@ -97,9 +97,9 @@ class BucketSampler:
             self.epoch, self.position = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
-        ours = {"group": self.group, "micro_batches": self.micro_batches, "buffer": self.buffer}
-        drawn = {"seed": self.seed, "curriculum": self.curriculum}
-        return {"epoch": self.epoch, "position": self.position, **ours, **drawn}
+        place = {"epoch": self.epoch, "position": self.position}
+        options = {"group": self.group, "buffer": self.buffer, "seed": self.seed, "curriculum": self.curriculum}
+        return place | options | {"micro_batches": self.micro_batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to the place where another sampler stood.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from asr.data.needs import least_frames
 from asr.errors import ConfigError
 from asr.model import AcousticModel
 from asr.types import Batch
@@ -71,7 +72,6 @@ def ctc_losses(log_probs: Tensor, lengths: Tensor, labels: Tensor, label_lengths
 
 
 def fits(lengths: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
-    """(B,), (B, L), (B,) → (B,) whether the frames are enough for the labels, and a blank between equal ones."""
-    real = torch.arange(1, labels.shape[1]) < label_lengths[:, None]
-    repeats = (labels[:, 1:] == labels[:, :-1]).cpu() & real
-    return label_lengths + repeats.sum(1) <= lengths
+    """(B,), (B, L), (B,) → (B,) whether the frames are enough for the labels."""
+    rows = zip(labels.tolist(), label_lengths.tolist(), strict=True)
+    return torch.tensor([least_frames(row[:count]) for row, count in rows]) <= lengths

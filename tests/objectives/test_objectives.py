@@ -175,12 +175,15 @@ def test_impossible_labels_cost_nothing(model):
     losses, parts = CrCtc(model)(model, view, batch(0))
     assert parts["ctc"].item() == 0 and losses.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients(model, losses))
+
+
+def test_which_labels_fit_the_frames():
     random = torch.Generator().manual_seed(0)
-    labels, label_lengths = (
-        torch.randint(1, 3, (200, 6), generator=random),
-        torch.randint(1, 7, (200,), generator=random),
-    )
+    labels = torch.randint(1, 3, (200, 6), generator=random)
+    label_lengths = torch.randint(1, 7, (200,), generator=random)
     lengths, log_probs = torch.randint(1, 10, (200,), generator=random), torch.randn(9, 200, 3).log_softmax(-1)
     losses = ctc_loss(log_probs, labels, lengths, label_lengths, reduction="none")
     assert torch.equal(fits(lengths, labels, label_lengths), losses.isfinite())
     assert 0 < losses.isfinite().sum() < 200
+    none = torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    assert fits(torch.tensor([3, 4]), *none).all()  # a batch of utterances with unknown characters only
