@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from asr import plugins, signals
@@ -49,7 +51,7 @@ NULLABLE = {
 LEAST = {
     "epochs": 1, "max_steps": 1, "threads": 1, "channel": 0, "utterances": 1, "blocks": 1, "steps": 1, "rounds": 1,
     "worst": 0, "fresh_utterances": 0, "last": 2, "freeze_epochs": 1, "pocketsphinx": 0, "max_segment": 1,
-    "shard_size": 1,
+    "shard_size": 1, "seed": 0,
 }  # fmt: skip
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
@@ -83,6 +85,8 @@ def run(command: str, arguments: list[str] | None = None) -> None:
     # oneDNN keeps kernels for the last 1,024 shapes: gigabytes, where no two batches are of one length
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     signals.own_stack()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show, and names that are no UTF-8
     if command == "train":  # before the imports: those take longer than a batch system may wait
         signals.install()
     try:
@@ -181,7 +185,8 @@ def _plain(config: Any, command: str, options: list[str]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, command, options)) from None
     if hydra_config.runtime.choices.get("experiment"):
-        _leave_out_of_experiment(plain, command, options, hydra_config.runtime.choices)
+        overrides = list(hydra_config.overrides.task)
+        _leave_out_of_experiment(plain, command, overrides, hydra_config.runtime.choices["experiment"])
     unchosen = [str(group) for group, choice in hydra_config.runtime.choices.items() if choice is None]
     defaults = {str(key): value for key, value in compose(command).items_ex(resolve=False)}
     for key, value in defaults.items():
@@ -193,22 +198,41 @@ def _plain(config: Any, command: str, options: list[str]) -> dict[str, Any]:
     return {key: None for key in (*unchosen, *defaults) if not key.startswith("hydra")} | plain
 
 
-def _leave_out_of_experiment(plain: dict[str, Any], command: str, options: list[str], choices: Any) -> None:
-    """What an experiment says to a component that the command line replaces, where the new one does not know it."""
+def _leave_out_of_experiment(plain: dict[str, Any], command: str, overrides: list[str], experiment: str) -> None:
+    """What an experiment says to a component that the command line replaces, where the new one does not know it.
+
+    What the new one knows stays the experiment's; both are printed.
+    """
     from hydra import compose
+    from omegaconf import OmegaConf
 
     for group in (*plugins.COMPONENT_GROUPS, "callbacks", "logger"):
-        if not _given(group, options) or not isinstance(plain.get(group), dict):
+        if not _given(group, overrides) or not isinstance(plain.get(group), dict):
             continue
-        if group in ("augment", "callbacks", "logger"):  # several, each by its name
-            strange = [name for name, part in plain[group].items() if "_target_" not in part]
-        else:
-            known = compose(command, [f"{group}={choices[group]}"])[group]
-            strange = [name for name in plain[group] if name not in known]
-        for name in strange:
-            if not any(word.lstrip("+").startswith((f"{group}.{name}=", f"{group}.{name}.")) for word in options):
-                print(f"left out    {group}.{name}, which experiment={choices['experiment']} sets for its own {group}")
+        choice = [word for word in overrides if word.lstrip("+").startswith((f"{group}=", f"{group}@"))]
+        chosen: Any = OmegaConf.to_container(compose(command, choice)[group])
+        keys = [word.lstrip("+").split("=")[0] for word in overrides]
+        told = tuple(f"{key}." for key in keys if key.startswith(f"{group}."))
+        several = group in ("augment", "callbacks", "logger")  # each by its name
+        for name, part in list(plain[group].items()):
+            known = "_target_" in part if several else name in chosen
+            if not known and not any(key.startswith(f"{group}.{name}.") for key in told):
+                print(f"left out    {group}.{name}, which experiment={experiment} sets for its own {group}")
                 del plain[group][name]
+        before = dict(_leaves(chosen, group))
+        kept = [
+            f"{key}={value}"
+            for key, value in _leaves(plain[group], group)
+            if before.get(key, value) != value and "${" not in str(before[key]) and not f"{key}.".startswith(told)
+        ]
+        if kept:
+            print(f"kept        {', '.join(kept)}, as experiment={experiment} says")
+
+
+def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
+    """The keys of a nested config, with dots, and their values."""
+    for name, value in node.items():
+        yield from _leaves(value, f"{key}.{name}") if isinstance(value, dict) else [(f"{key}.{name}", value)]
 
 
 def split_arguments(arguments: list[str], takes_files: bool) -> tuple[list[str], list[str]]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 import yaml
@@ -26,6 +27,8 @@ COMPONENT_GROUPS = (
     "text", "tokenizer", "featurizer", "augment", "encoder", "objective", "decoder", "corpus", "lm", "vad",
 )  # fmt: skip
 """The plugin kinds: config groups whose files name a class of ours or of a plugin."""
+PACKAGE = re.compile(r"\s*#\s*@package\s+augment\.\w")
+"""How a config begins that stands beside others of its group."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def components(groups: Iterable[str]) -> Iterator[Component]:
                     problem = problem or str(error)
                 if group in COMPONENT_GROUPS and not target:
                     problem = problem or "without '_target_', so it names no class"
+                if group == "augment" and not PACKAGE.match(path.read_text(encoding="utf-8", errors="replace")):
+                    problem = problem or f"without the first line '# @package augment.{path.stem}'"
                 yield Component(group, path.stem, provider.name, target, path, problem)
 
 
@@ -204,19 +209,42 @@ def _check_options(constructor: Callable, config: Mapping, arguments: Mapping, k
 
 
 def check_type(value: Any, annotation: Any, key: str) -> None:
-    """Raise a ConfigError if a value is none of the scalar types, or `None`, that an annotation names.
+    """Raise a ConfigError if a value is not what an annotation says: numbers, booleans, strings, `None`, lists of them.
 
-    Annotations that name anything else are not looked at.
+    An annotation that names anything else is not looked at.
     """
-    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     if isinstance(annotation, str):
-        names = [name.strip() for name in re.sub(r"^(?:typing\.)?Optional\[(.*)\]$", r"\1|None", annotation).split("|")]
-    else:
-        union = get_origin(annotation) in (Union, UnionType)
-        names = [getattr(part, "__name__", str(part)) for part in (get_args(annotation) if union else [annotation])]
-    wanted = [name for name in names if name not in ("None", "NoneType")]
-    if not set(wanted) <= set(kinds) or (value is None and wanted != names):
-        return
-    if not any(isinstance(value, kinds[name]) and (name == "bool" or type(value) is not bool) for name in wanted):
-        kind = " or ".join(wanted if wanted == names else [*wanted, "null"])
-        raise ConfigError(f"{key}={value}: must be of type {kind}, found {type(value).__name__}.")
+        try:
+            annotation = eval(annotation, {"typing": typing, **vars(typing)})
+        except (NameError, AttributeError, TypeError):  # a class that its own module knows
+            return
+    if not _is_of(value, annotation):
+        raise ConfigError(f"{key}={value}: must be of type {_type_name(annotation)}, found {type(value).__name__}.")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    parts = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if kind in (None, NoneType):
+        return value is None
+    if kind in (int, float, bool, str):
+        return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or type(value) is not bool)
+    if (get_origin(kind) or kind) in (list, tuple, Sequence):
+        if not isinstance(value, (list, tuple)):
+            return False
+        if get_origin(kind) is tuple and Ellipsis not in parts:
+            return len(value) == len(parts) and all(map(_is_of, value, parts))
+        return not parts or all(_is_of(item, parts[0]) for item in value)
+    return True
+
+
+def _type_name(kind: Any) -> str:
+    """As YAML writes such a value: `int or null`, `[float, …]`."""
+    parts = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_type_name, parts))
+    if get_origin(kind) in (list, tuple, Sequence):
+        ends = get_origin(kind) is tuple and Ellipsis not in parts
+        return f"[{', '.join(map(_type_name, parts if ends else parts[:1]))}{'' if ends else ', …'}]"
+    return "null" if kind in (None, NoneType) else getattr(kind, "__name__", str(kind))

@@ -10,6 +10,11 @@ from asr.errors import ConfigError
 from asr.tokenizers.base import Tokenizer, given_labels, require_text
 
 
+def is_chinese(character: str) -> bool:
+    """Whether a character is a word of its own, written without spaces."""
+    return "CJK" in unicodedata.name(character, "")
+
+
 class Characters(Tokenizer):
     """One label for each character (Unicode code point), the space included.
 
@@ -18,7 +23,7 @@ class Characters(Tokenizer):
         unknown: what `encode` does with a character that has no label: `error`, or `skip` it.
     """
 
-    def __init__(self, labels: Sequence[str] | None = None, unknown: str = "error") -> None:
+    def __init__(self, labels: str | Sequence[str] | None = None, unknown: str = "error") -> None:
         super().__init__(unknown)
         self.given = labels is not None
         if labels is not None:
@@ -30,7 +35,7 @@ class Characters(Tokenizer):
     @cached_property
     def word_starts(self) -> list[bool]:  # type: ignore[override]
         """True for the space, and for Chinese characters, which are written without."""
-        return [label == " " or "CJK" in unicodedata.name(label[0], "") for label in self.labels]
+        return [label == " " or is_chinese(label[0]) for label in self.labels]
 
     def fit(self, texts: Iterable[str]) -> None:
         if not self.given:

@@ -18,7 +18,7 @@ class Words(Tokenizer):
 
     unit = "word"
 
-    def __init__(self, labels: Sequence[str] | None = None, unknown: str = "error") -> None:
+    def __init__(self, labels: str | Sequence[str] | None = None, unknown: str = "error") -> None:
         super().__init__(unknown)
         self.given = labels is not None
         if labels is not None:

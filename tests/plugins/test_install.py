@@ -113,6 +113,11 @@ def test_a_name_that_is_taken_is_reported(install, capsys: pytest.CaptureFixture
         ({}, False, "the package 'odd' that its entry point names cannot be imported"),
         ({"encoder/odd.yaml": "width: 3\n"}, True, "encoder=odd is without '_target_'"),
         ({"encoder/odd.yaml": "_target_: [\n"}, True, "encoder=odd is not valid YAML"),
+        (
+            {"augment/odd.yaml": "_target_: a.B\n"},
+            True,
+            "without the first line '# @package augment.odd'",
+        ),
     ],
 )
 def test_a_broken_plugin_is_reported_and_does_no_harm(
