@@ -6,9 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from asr.data.audio import AUDIO_SUFFIXES, audio_duration, read_audio
+from asr.data.audio import AUDIO_SUFFIXES, open_audio, read_audio
+from asr.data.folders import files_below
 from asr.errors import AudioError, ConfigError
 
 SILENCE = 1e-4
@@ -30,7 +30,7 @@ def recordings(folder: str, key: str, channel: int | None = None) -> tuple[tuple
     """
     if not Path(folder).is_dir():
         raise ConfigError(f"{key}={folder}: no such folder.")
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    paths = [path for path in sorted(map(Path, files_below(folder))) if path.suffix.lower() in AUDIO_SUFFIXES]
     if not paths:
         raise ConfigError(f"{key}={folder}: no audio in it ({', '.join(AUDIO_SUFFIXES)}).")
     return tuple((path, _checked_duration(path, key, channel)) for path in paths)
@@ -38,8 +38,9 @@ def recordings(folder: str, key: str, channel: int | None = None) -> tuple[tuple
 
 def _checked_duration(path: Path, key: str, channel: int | None) -> float:
     try:
-        seconds = audio_duration(path)
-        samples = read_audio(path, soundfile.info(path).samplerate, channel=channel)
+        with open_audio(path) as file:
+            rate, seconds = file.samplerate, file.frames / file.samplerate
+        samples = read_audio(path, rate, channel=channel)
     except AudioError as error:
         raise AudioError(f"{key}: {error}") from None
     if np.abs(samples).max() < SILENCE:

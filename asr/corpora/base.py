@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from asr.corpora.check import Dropped, check_utterance
-from asr.data.manifest import format_line
+from asr.data.manifest import format_line, open_rows
 from asr.errors import DataError
 from asr.types import MANIFEST_KEYS, Utterance
 
@@ -163,11 +163,11 @@ def write_corpus(
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder, progress_bar() as progress:
             staging = Path(folder)
-            with (staging / DROPPED).open("w", encoding="utf-8") as log, ThreadPoolExecutor(workers()) as pool:
+            with open_rows(staging / DROPPED) as log, ThreadPoolExecutor(workers()) as pool:
                 for split, utterances in splits.items():
                     total = len(utterances) if isinstance(utterances, Sized) else None
                     shown = progress.track(utterances, total, description=split)
-                    with (staging / f"{split}.jsonl").open("w", encoding="utf-8") as manifest:
+                    with open_rows(staging / f"{split}.jsonl") as manifest:
                         results = in_order(pool, check, shown)
                         kept[split], dropped[split] = _write_split(split, results, manifest, log, out)
             report = Report(corpus, {split: out / f"{split}.jsonl" for split in splits}, kept, dropped)
@@ -220,7 +220,7 @@ def _where(drop: Dropped) -> str:
 def check_out(corpus: Mapping[str, Any], out: str | Path) -> None:
     """Refuse to write over manifests that were made from another corpus, with other arguments, or by other means."""
     out = Path(os.path.abspath(out))
-    way_out = "Nothing was written. Take another out=, or delete the folder."
+    way_out = "Nothing was written. Take another folder (out=; in a training manifests=), or delete this one."
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file, but a folder is needed. Take another out=.")
     if (out / REPORT).exists():

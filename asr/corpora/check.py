@@ -60,7 +60,7 @@ def check_utterance(
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return drop(EMPTY_AUDIO, "the file has 0 bytes")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             rate = file.samplerate
             available = math.floor(file.frames - utterance.offset * rate)
             wanted = available if utterance.duration is None else round(utterance.duration * rate)
@@ -81,6 +81,8 @@ def check_utterance(
                 return drop(*fault, duration)
     except soundfile.SoundFileError as error:
         return drop(UNREADABLE_AUDIO, getattr(error, "error_string", str(error)))
+    except TypeError:  # what soundfile says to the suffix .raw
+        return drop(UNREADABLE_AUDIO, "samples without a header, so their rate is unknown")
     return replace(utterance, audio_filepath=path, duration=duration)
 
 

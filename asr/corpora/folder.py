@@ -9,7 +9,8 @@ from pathlib import Path
 from asr.corpora.base import Corpus, Splits, read_lines, require_path
 from asr.corpora.check import MISSING_AUDIO, Dropped
 from asr.data.audio import AUDIO_SUFFIXES
-from asr.errors import ConfigError
+from asr.data.folders import files_below
+from asr.errors import ConfigError, DataError
 from asr.types import Utterance
 
 
@@ -31,22 +32,24 @@ class Folder(Corpus):
         return {self.split: self._read(root)}
 
     def _read(self, root: Path) -> Iterator[Utterance | Dropped]:
-        stems: set[Path] = set()
-        texts: list[Path] = []
-        for path in sorted(root.rglob("*")):
-            if path.suffix.lower() == ".txt":
-                texts.append(path)
-            elif path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():
-                stems.add(path.with_suffix(""))
-                text = _read_text(path.with_suffix(".txt"))
-                name = path.relative_to(root).with_suffix("").as_posix()
-                yield Utterance(str(path), text, id=name, speaker=self.speaker and path.parent.name, lang=self.lang)
-        for path in texts:
-            if path.with_suffix("") not in stems:
-                name = path.relative_to(root).with_suffix("").as_posix()
+        files = [path for path in sorted(map(Path, files_below(root, _refuse))) if path.is_file()]
+        texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+        audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
+        for path in audio:
+            text = _read_text(texts[stem]) if (stem := path.with_suffix("")) in texts else None
+            name = stem.relative_to(root).as_posix()
+            yield Utterance(str(path), text, id=name, speaker=self.speaker and path.parent.name, lang=self.lang)
+        stems = {path.with_suffix("") for path in audio}
+        for stem, path in texts.items():
+            if stem not in stems:
+                name = stem.relative_to(root).as_posix()
                 yield Dropped(name, "", MISSING_AUDIO, f"{path.name} has no audio file beside it")
 
 
-def _read_text(path: Path) -> str | None:
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror}).")
+
+
+def _read_text(path: Path) -> str:
     """The lines of a transcript, joined by spaces."""
-    return " ".join(line.strip() for _, line in read_lines(path)) if path.is_file() else None
+    return " ".join(line.strip() for _, line in read_lines(path))

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from asr.data.remote import beside, is_url
 from asr.errors import DataError
@@ -66,6 +66,11 @@ def _seconds(value: Any, key: str, where: str) -> float:
 
 def format_line(utterance: Utterance, folder: Path) -> str:
     """The JSON line of an utterance; its audio path is relative if it lies below `folder`."""
+    return json.dumps(to_row(utterance, folder), ensure_ascii=False)
+
+
+def to_row(utterance: Utterance, folder: Path) -> dict[str, Any]:
+    """What `format_line` writes."""
     audio = Path(utterance.audio_filepath)
     inside = audio.is_relative_to(folder) and not is_url(utterance.audio_filepath)
     row: dict[str, Any] = {
@@ -77,8 +82,7 @@ def format_line(utterance: Utterance, folder: Path) -> str:
         "speaker": utterance.speaker,
         "lang": utterance.lang,
     }
-    row = {key: value for key, value in row.items() if value is not None} | dict(utterance.extra)
-    return json.dumps(row, ensure_ascii=False)
+    return {key: value for key, value in row.items() if value is not None} | dict(utterance.extra)
 
 
 def read_manifest(path: str | Path) -> Iterator[Utterance]:
@@ -101,6 +105,11 @@ def open_manifest(path: Path):
     return path.open("rb")
 
 
+def open_rows(path: Path) -> TextIO:
+    """A file to write JSON lines to; what is no UTF-8 in a file's name is escaped as JSON escapes it."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace")
+
+
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:
     """Write a manifest whole or not at all; return the number of utterances."""
     path = Path(path)
@@ -109,7 +118,7 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     count = 0
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with open_rows(partial) as file:
             for utterance in utterances:
                 count += 1
                 file.write(format_line(utterance, folder) + "\n")

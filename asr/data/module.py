@@ -129,6 +129,12 @@ class SpeechData(L.LightningDataModule):
             raise ConfigError(f"data.worker_timeout={worker_timeout}: must be seconds, or 0 for no limit.")
         if unknown not in ("error", "drop"):
             raise ConfigError(f"data.unknown={unknown}: must be 'error' or 'drop'.")
+        for name, seconds in (("batch_seconds", batch_seconds), ("validation_batch_seconds", validation_batch_seconds)):
+            if not seconds > 0:
+                raise ConfigError(f"data.{name}={seconds}: must be above 0.")
+        for name, number in (("seed", seed), ("validation_seed", validation_seed), ("workers", workers or 0)):
+            if number < 0:
+                raise ConfigError(f"data.{name}={number}: must be 0 or more.")
         if not 0 <= validation_speakers < 1:
             raise ConfigError(f"data.validation_speakers={validation_speakers}: must be a share from 0 to below 1.")
         paths = _paths(train)

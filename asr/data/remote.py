@@ -32,7 +32,7 @@ def beside(file: str | Path, path: str) -> str:
     if is_url(path):
         return path
     folder = _folder(os.fspath(file))
-    return f"{folder}/{path}" if is_url(folder) else os.path.normpath(os.path.join(folder, path))
+    return f"{folder}/{path}" if is_url(folder) else os.path.abspath(os.path.join(folder, path))
 
 
 @lru_cache(maxsize=64)

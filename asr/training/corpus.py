@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from asr.corpora.base import Report
+from asr.corpora.base import REPORT, Report
 from asr.corpora.shards import find_shards
 from asr.errors import ConfigError, DataError
 from asr.plugins import instantiate
-from asr.training.folder import is_main_process, run_id
+from asr.training.folder import is_main_process
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 """How the names of a corpus' splits begin, by the key of `data` that they go to."""
+POLL = 3.0
+"""Seconds between two looks of the other ranks at what rank 0 has prepared."""
 
 
 def prepare_manifests(config: Mapping[str, Any], console: Console) -> dict[str, Any]:
@@ -54,11 +57,13 @@ def prepare_manifests(config: Mapping[str, Any], console: Console) -> dict[str, 
 def _prepare(config: Mapping[str, Any], out: Path, console: Console) -> Report:
     if not is_main_process():
         return _wait_for(out)
+    failed = _failure_mark(out)
+    with suppress(OSError):
+        failed.unlink()
     report = _current(out)
     corpus = instantiate(config["corpus"], "corpus")
     if report is None or (hasattr(corpus, "arguments") and report.corpus != corpus.arguments()):
         console.print(f"preparing   {config['corpus']['_target_']} → {out}", markup=False)
-        failed = _failure_mark(out)
         try:
             report = corpus.prepare(out)
         except BaseException:
@@ -66,28 +71,31 @@ def _prepare(config: Mapping[str, Any], out: Path, console: Console) -> Report:
             failed.touch()  # or the other ranks wait for ever
             raise
         console.print(report.table())
+    else:
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime((out / REPORT).stat().st_mtime))
+        console.print(f"manifests   {out}, prepared {made}; delete the folder to prepare it anew", markup=False)
     return report
 
 
 def _current(out: Path) -> Report | None:
-    if not (out / "report.json").is_file():
+    if not (out / REPORT).is_file():
         return None
     report = Report.load(out)
     return report if all(path.is_file() for path in report.manifests.values()) else None
 
 
 def _failure_mark(out: Path) -> Path:
-    return out.parent / f".{out.name}.{run_id()}.failed"
+    return out.parent / f".{out.name}.failed"
 
 
 def _wait_for(out: Path) -> Report:
     """On the other ranks: the report, as soon as rank 0 has written it."""
     while True:
-        if _failure_mark(out).exists():
-            raise DataError(f"{out}: the corpus could not be prepared; rank 0 says why.")
         try:
             if (report := _current(out)) is not None:
                 return report
         except (DataError, json.JSONDecodeError):
             pass
-        time.sleep(1)
+        time.sleep(POLL)  # in which rank 0 takes an earlier launch's mark away
+        if _failure_mark(out).exists():
+            raise DataError(f"{out}: the corpus could not be prepared; rank 0 says why.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -115,6 +116,16 @@ def test_folder_pairs_audio_with_its_text(tmp_path, sound, lines):
     sound(root / "ann/a, (1).flac")
     with pytest.raises(DataError, match=r"more than once: ann/a, \(1\)"):
         Folder(root=str(root)).prepare(tmp_path / "other")
+
+
+def test_folders_with_links_and_capitals(tmp_path, sound, lines):
+    sound(tmp_path / "elsewhere/A.WAV")
+    lines(tmp_path / "elsewhere/A.TXT", "hello")
+    (tmp_path / "talks").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "talks/ann")
+    os.symlink(tmp_path / "talks", tmp_path / "elsewhere/back")
+    report = Folder(root=str(tmp_path / "talks")).prepare(tmp_path / "out")
+    assert [(utterance.id, utterance.text) for utterance in read(report, "train")] == [("ann/A", "hello")]
 
 
 def test_lhotse_cuts(tmp_path, sound):

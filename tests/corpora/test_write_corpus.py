@@ -26,11 +26,13 @@ def reason(path, text="HI", **fields):
 def test_every_reason_is_counted_printed_and_listed(tmp_path, sound):
     (tmp_path / "text.wav").write_text("this is not audio")
     (tmp_path / "zero.wav").touch()
+    (tmp_path / "bare.raw").write_bytes(bytes(32000))
     utterances = [
         Utterance(str(sound(tmp_path / "good.wav", 0.5)), "GOOD", id="good", speaker="s", extra={"age": 7}),
         Utterance(str(tmp_path / "gone.wav"), "X", id="gone"),
         Utterance(str(tmp_path / "text.wav"), "X", id="text"),
         Utterance(str(tmp_path / "zero.wav"), "X", id="zero"),
+        Utterance(str(tmp_path / "bare.raw"), "X", id="bare"),
         Utterance(str(sound(tmp_path / "header.wav", 0)), "X", id="header"),
         Utterance(str(sound(tmp_path / "silent.wav", peak=0)), "X", id="silent"),
         Utterance(str(sound(tmp_path / "hush.wav", peak=5e-5)), "X", id="hush"),
@@ -47,6 +49,7 @@ def test_every_reason_is_counted_printed_and_listed(tmp_path, sound):
         ("gone", "missing audio"),
         ("text", "unreadable audio"),
         ("zero", "empty audio"),
+        ("bare", "unreadable audio"),
         ("header", "empty audio"),
         ("silent", "silent audio"),
         ("hush", "silent audio"),
@@ -72,6 +75,14 @@ def test_audio_cut_short_is_unreadable(tmp_path, sound, name):
     assert reason(path) == "kept"
     os.truncate(path, path.stat().st_size * 2 // 3)
     assert reason(path) == "unreadable audio"
+
+
+def test_names_that_are_no_utf8(tmp_path, sound):
+    os.rename(sound(tmp_path / "a.wav", 0.5), tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    [name] = [str(path) for path in tmp_path.iterdir()]
+    report = write_corpus(CORPUS, {"train": [Utterance(name, "X", id="a")]}, tmp_path / "out")
+    [kept] = read_manifest(report.manifests["train"])
+    assert kept.audio_filepath == name and len(read_audio(name, 16000)) == 8000
 
 
 def test_nan_samples_are_unreadable(tmp_path):

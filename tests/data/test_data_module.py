@@ -257,6 +257,10 @@ def test_batches_by_length():
         ({"weights": [0]}, r"data\.weights: 0 must be a number above 0"),
         ({"weights": ["a"]}, r"data\.weights: 'a' must be a number above 0"),
         ({"curriculum": -1}, r"data\.curriculum=-1"),
+        ({"batch_seconds": 0.0}, r"data\.batch_seconds=0.0: must be above 0"),
+        ({"validation_batch_seconds": -1}, r"data\.validation_batch_seconds=-1: must be above 0"),
+        ({"seed": -1}, r"data\.seed=-1: must be 0 or more"),
+        ({"workers": -1}, r"data\.workers=-1: must be 0 or more"),
         ({"validation_speakers": 0.33, "validation_fold": 3}, r"data\.validation_fold=3: .* it is 0 to 2"),
     ],
 )

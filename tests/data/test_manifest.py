@@ -30,6 +30,14 @@ def test_moves_with_its_folder(tmp_path):
     assert utterance.audio_filepath == str(tmp_path / "two" / "a.wav")
 
 
+def test_audio_is_found_from_any_folder(tmp_path, monkeypatch):
+    write_manifest(tmp_path / "one" / "m.jsonl", [Utterance(str(tmp_path / "one" / "a.wav"), "a")])
+    monkeypatch.chdir(tmp_path)
+    utterances = list(read_manifest("one/m.jsonl"))
+    write_manifest("two/m.jsonl", utterances)
+    assert list(read_manifest("two/m.jsonl")) == utterances == list(read_manifest(tmp_path / "one" / "m.jsonl"))
+
+
 def test_written_whole_or_not_at_all(tmp_path):
     write_manifest(tmp_path / "m.jsonl", [Utterance("/a.wav", "old")])
 
