@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from asr.data.manifest import to_row
+from asr.data.remote import is_url
 from asr.errors import AsrError, ConfigError, DataError
 from asr.evaluation.files import check_folder
 from asr.recordings import in_order
@@ -77,7 +80,7 @@ class AlignmentFolder:
         with whole_file(self.folder / JSON, "out") if "json" in self.formats else nullcontext() as lines:
             for index, result in in_order(results):
                 utterance = self.utterances[index]
-                rows.append(_suspicion(utterance, result))
+                rows.append(_suspicion(utterance, result, self.folder))
                 if isinstance(result, AsrError):
                     continue
                 if lines is not None:
@@ -98,9 +101,10 @@ class AlignmentFolder:
         return rows
 
 
-def _suspicion(utterance: Utterance, result: AlignedTranscript | AsrError) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": utterance.id, "audio_filepath": utterance.audio_filepath, "text": utterance.text}
-    row |= {"offset": utterance.offset} if utterance.offset else {}
+def _suspicion(utterance: Utterance, result: AlignedTranscript | AsrError, folder: Path) -> dict[str, Any]:
+    path = utterance.audio_filepath
+    path = path if is_url(path) else os.path.abspath(path)
+    row = to_row(replace(utterance, audio_filepath=path), Path(os.path.abspath(folder)))
     if isinstance(result, AsrError):
         return row | {"error": str(result)}
     row |= {"duration": round(result.duration, 3), "score": round(result.score, 4), "heard": result.heard}

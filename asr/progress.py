@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from asr.data.audio import UNKNOWN
+from asr.data.audio import STDIN, UNKNOWN
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -65,8 +66,10 @@ class AudioProgress:
 def _seconds(path: str) -> float:
     import soundfile
 
+    if path == STDIN:  # which libsndfile would open, and take the audio from
+        return 0.0
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             return file.frames / file.samplerate if file.frames < UNKNOWN else 0.0
-    except (OSError, RuntimeError):  # soundfile's own errors are RuntimeErrors; transcribing will say what is wrong
+    except (OSError, RuntimeError, TypeError):  # soundfile's own are RuntimeErrors; transcribing will say what is wrong
         return 0.0

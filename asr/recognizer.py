@@ -103,13 +103,13 @@ class Recognizer:
         return found if isinstance(audio, Iterator) else list(found)
 
     def _transcripts(self, audio: Iterable[Audio]) -> Iterator[Transcript]:
-        for _, result in in_order(self.transcribe_each(map(_source, audio))):
+        for _, result in in_order(self.transcribe_each(audio)):
             if isinstance(result, AsrError):
                 raise result
             yield result
 
     def transcribe_each(
-        self, utterances: Iterable[Utterance | tuple[np.ndarray, int]], progress: Callable[[float], Any] | None = None
+        self, utterances: Iterable[Utterance | Audio], progress: Callable[[float], Any] | None = None
     ) -> Iterator[tuple[int, Transcript | AsrError]]:
         """Transcribe recordings, yielding each one's number with its transcript, or the error it met.
 
@@ -117,7 +117,7 @@ class Recognizer:
         batches of similar length, so the order differs from the input's.
 
         Args:
-            utterances: files or segments of files, or arrays with their rates.
+            utterances: files, segments of files, or arrays with their rates.
             progress: called with the seconds of audio that have been done since its last call.
         """
         progress = progress or (lambda seconds: None)
@@ -211,7 +211,12 @@ class Recognizer:
             arrays = emissions.numpy()
             places, rows = [], []
             for (_, recording, piece), found, length in zip(batch, arrays.log_probs, arrays.lengths, strict=True):
-                for start, joined in recording.join(piece, np.asarray(found)[:length]):
+                found = np.asarray(found)[:length]
+                if piece.whole:
+                    places.append((recording, piece.start, len(piece) / self.sample_rate))
+                    rows.append(found)
+                    continue
+                for start, joined in recording.join(piece, found):
                     places.append((recording, start, len(joined) * arrays.frame_seconds))
                     rows.append(joined)
             emissions = self._pad(rows) if rows else emissions
@@ -238,7 +243,7 @@ class Recognizer:
         with ThreadPoolExecutor(2) as pool:
             yield from _ahead(pool, read, enumerate(utterances))
 
-    def _read_pieces(self, utterances: Iterable[Utterance | tuple[np.ndarray, int]]) -> Iterator[_Item]:
+    def _read_pieces(self, utterances: Iterable[Utterance | Audio]) -> Iterator[_Item]:
         def following(pieces: Iterator[Piece]) -> Piece | AsrError | None:
             try:
                 return next(pieces, None)
@@ -246,7 +251,7 @@ class Recognizer:
                 return error
 
         def begin(item: tuple[int, Any]) -> tuple[int, Recording, list[Piece | AsrError | None], Iterator[Piece]]:
-            index, source = item
+            index, source = item[0], _source(item[1])
             frame_seconds = self.model.frame_seconds
             name = source.audio_filepath if isinstance(source, Utterance) else ""
             recording = Recording(
@@ -313,8 +318,8 @@ def _is_waveform(audio: Any) -> bool:
     return isinstance(audio, tuple) and len(audio) == 2 and not isinstance(audio[0], (str, Path, tuple))
 
 
-def _source(audio: Audio) -> Utterance | tuple[np.ndarray, int]:
-    if isinstance(audio, tuple):
+def _source(audio: Utterance | Audio) -> Utterance | tuple[np.ndarray, int]:
+    if isinstance(audio, (Utterance, tuple)):
         return audio
     if isinstance(audio, (str, Path)):
         return Utterance(str(audio))

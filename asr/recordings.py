@@ -10,6 +10,7 @@ import numpy as np
 
 from asr.errors import AsrError
 from asr.segmentation import WINDOW, Piece
+from asr.tokenizers.characters import is_chinese
 from asr.types import Hypothesis, Segment, Transcript
 
 Result = TypeVar("Result")
@@ -90,7 +91,7 @@ class Recording:
         segments = sorted(self._segments, key=lambda segment: segment.start)
         return Transcript(
             self.name,
-            " ".join(segment.text for segment in segments),
+            joined([segment.text for segment in segments], getattr(self._tokenizer, "unit", "")),
             tuple(word for segment in segments for word in segment.words),
             self.seconds,
             self._hypotheses if self.pieces == 1 else (),
@@ -150,6 +151,23 @@ def longest_pause(log_probs: np.ndarray, word_starts: Sequence[bool]) -> int:
     blanks = np.flatnonzero((labels == 0) & late)
     k = blanks[np.argmax(stops[blanks] - starts[blanks])] if len(blanks) else -1
     return int(starts[k] + stops[k]) // 2 if len(blanks) else len(path)
+
+
+def joined(texts: Sequence[str], unit: str = "character") -> str:
+    """Words or texts that follow each other, with a space between two, but for Chinese characters.
+
+    Args:
+        texts: none of them empty.
+        unit: the tokenizer's; where labels are words, Chinese ones are parted, too.
+
+    >>> joined(["yes", "no"]), joined(["今天", "好"])
+    ('yes no', '今天好')
+    """
+    found = ""
+    for text in texts:
+        together = not found or (unit != "word" and is_chinese(found[-1]) and is_chinese(text[0]))
+        found += text if together else f" {text}"
+    return found
 
 
 def _move(hypothesis: Hypothesis, seconds: float) -> Hypothesis:

@@ -42,12 +42,13 @@ class Stream:
         source: gives the emissions.
         decoder: has `start`, `step` and `finish`.
         frame_seconds: from one emission frame to the next.
-        endpoint: seconds in which blank is the likeliest label; `None`: the stream is one utterance.
+        endpoint: seconds in which blank is the decoder's likeliest label; `None`: the stream is one utterance.
     """
 
     def __init__(self, source: Source, decoder: Any, frame_seconds: float, endpoint: float | None = ENDPOINT):
         self._source, self._decoder, self._frame_seconds = source, decoder, frame_seconds
         self._pause = max(1, round(endpoint / frame_seconds)) if endpoint else None
+        self._bias = getattr(decoder, "bias", lambda log_probs: log_probs)
         self.latency = source.latency
         """Seconds from a sound to its log-probabilities; those to the decision on its word come on top."""
         self._frame = self._blanks = 0  # frames taken, and blanks at their end
@@ -81,7 +82,7 @@ class Stream:
     def _parts(self, log_probs: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
         """Cut (T, V) where an utterance ends; whether it does at the end of each part."""
         first = 0
-        for t, blank in enumerate(log_probs.argmax(1) == 0):
+        for t, blank in enumerate(self._bias(log_probs).argmax(1) == 0):
             self._blanks = self._blanks + 1 if blank else 0
             self._heard = self._heard or not blank
             if self._heard and self._blanks == self._pause:

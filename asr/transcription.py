@@ -7,14 +7,15 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from asr.data.audio import AUDIO_SUFFIXES
 from asr.data.containers import CONTAINER_SUFFIXES
+from asr.data.folders import files_below
 from asr.errors import AsrError, ConfigError
+from asr.recordings import joined
 from asr.types import Transcript, Utterance, Word
 from asr.writers import STREAMS, check_formats, format_transcript, to_text
 from asr.writers.files import TranscriptFiles, recording_names
@@ -99,19 +100,9 @@ def find_audio(paths: list[str]) -> Iterator[str]:
 
 
 def _audio_below(folder: str) -> list[str]:
-    found: list[str] = []
-    seen = set(map(str, Path(os.path.realpath(folder)).parents))  # a link to one of them leads back here
-
-    def unreadable(error: OSError) -> None:
-        found.append(error.filename)
-
-    for above, below, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        if (real := os.path.realpath(above)) in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        found += [os.path.join(above, name) for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
-    return sorted(found)
+    unreadable: list[str] = []
+    files = files_below(folder, lambda error: unreadable.append(error.filename))
+    return sorted(unreadable + [file for file in files if os.path.splitext(file)[1].lower() in SUFFIXES])
 
 
 def listen(config: dict[str, Any], formats: list[str], files: list[str]) -> None:
@@ -143,7 +134,8 @@ def listen(config: dict[str, Any], formats: list[str], files: list[str]) -> None
     rate = recognizer.sample_rate
     note = f"hearing 16-bit mono PCM at {rate} Hz on standard input, up to {stream.latency + READ:.2f} s behind it"
     print(note, file=sys.stderr)
-    printer = _print_json if formats == ["json"] else _Lines(config["endpoint"])
+    unit = recognizer.pipeline.tokenizer.unit
+    printer = _print_json if formats == ["json"] else _Lines(config["endpoint"], unit)
     try:
         for samples in read_pcm(sys.stdin.buffer, rate):
             printer(stream.step(samples).words)
@@ -176,16 +168,18 @@ def _print_json(words: tuple[Word, ...]) -> None:
 class _Lines:
     """Prints words, with a new line after each pause."""
 
-    def __init__(self, pause: float | None):
-        self._pause, self._end = pause or float("inf"), 0.0
-        self._begun = False
+    def __init__(self, pause: float | None, unit: str):
+        self._pause, self._unit, self._last = pause or float("inf"), unit, Word("", 0.0, 0.0, 1.0)
 
     def __call__(self, words: tuple[Word, ...]) -> None:
         for word in words:
-            between = "" if not self._begun else "\n" if word.start - self._end >= self._pause else " "
-            print(between + word.text, end="", flush=True)
-            self._begun, self._end = True, word.end
+            text = word.text
+            if self._last.text:
+                is_new = word.start - self._last.end >= self._pause
+                text = f"\n{text}" if is_new else joined([self._last.text, text], self._unit)[len(self._last.text) :]
+            print(text, end="", flush=True)
+            self._last = word
 
     def end(self) -> None:
-        if self._begun:
+        if self._last.text:
             print(flush=True)

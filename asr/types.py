@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from asr.errors import DataError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -82,6 +84,17 @@ class Emissions:
         """The same emissions as NumPy arrays on the CPU."""
         arrays = (x.cpu().numpy() if hasattr(x, "cpu") else x for x in (self.log_probs, self.lengths))
         return Emissions(*arrays, self.frame_seconds)  # type: ignore[arg-type, call-arg]
+
+    def single(self) -> Any:
+        """The frames (T, V) of a batch of one stream, as NumPy.
+
+        Raises:
+            DataError: there are more, or none.
+        """
+        arrays = self.numpy()
+        if len(arrays.log_probs) != 1:
+            raise DataError(f"decoder.step: one stream at a time, found a batch of {len(arrays.log_probs)}.")
+        return arrays.log_probs[0][: int(arrays.lengths[0])]
 
     def tensors(self) -> Emissions:
         """The same emissions as tensors, on the device where they are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from asr import recognizer as recognizer_module
 from asr.aligner import align_each
 from asr.bundle import pipeline_config, save_bundle
 from asr.cli import run
+from asr.data.manifest import read_manifest
 from asr.decoders import Greedy
 from asr.decoders.alignment import align as align_labels
 from asr.errors import AudioError, DataError
@@ -333,6 +335,24 @@ def test_goes_on_after_broken_utterances(world, refused):
     suspicious = read_rows(world / "out" / "suspicious.jsonl")
     assert [("error" in row) for row in suspicious] == [True] * 3 + [False] * 5
     assert len(list((world / "out").glob("*.TextGrid"))) == 5
+
+
+def test_what_is_suspicious_is_a_manifest(world, refused):
+    rows = read_rows(world / "m.jsonl")
+    rows[2] |= {"text": "zebra", "speaker": "anna", "room": 3}
+    write_manifest(world / "m.jsonl", rows)
+    refused("manifest=m.jsonl", "out=out")
+    given = {utterance.id: utterance for utterance in read_manifest(world / "m.jsonl")}
+    found = {utterance.id: utterance for utterance in read_manifest(world / "out" / "suspicious.jsonl")}
+    assert found.keys() == given.keys()
+    for key, utterance in found.items():
+        assert (utterance.offset, utterance.text) == (given[key].offset, given[key].text)
+        assert os.path.samefile(utterance.audio_filepath, given[key].audio_filepath)
+    [broken] = [utterance for utterance in found.values() if utterance.speaker == "anna"]
+    assert broken.duration == rows[2]["duration"] and broken.extra.keys() == {"room", "error"}
+    audio = os.path.relpath(write(world / "named.wav", speak("bad cab")))
+    run("align", ["checkpoint=x", audio, "transcript=bad cab", "out=one"])
+    assert next(read_manifest(world / "one" / "suspicious.jsonl")).audio_filepath == str(world / "named.wav")
 
 
 def test_nothing_is_overwritten_unasked(world, refused):

@@ -101,6 +101,7 @@ def test_goes_on_after_a_broken_file(recognizer, files, tmp_path):
     assert {k for k, result in results.items() if isinstance(result, AudioError)} == {0, 4}
     assert "text.wav: cannot be read as audio" in str(results[0]) and "none.wav: no such audio" in str(results[4])
     assert [results[k] for k in (1, 2, 3, *range(5, 12))] == recognizer.transcribe(files)
+    assert {result.audio for _, result in recognizer.transcribe_each(files)} == {*files}
     with pytest.raises(AudioError, match=r"(text|none)\.wav"):
         recognizer.transcribe(mixed)
 

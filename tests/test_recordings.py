@@ -33,8 +33,8 @@ from tests.test_align import LETTERS, RATE, Tones, expected_words, speak
 from tests.test_recognizer import CONFIG, pipeline
 
 
-def tones(segmenter: Segmenter | None = None, batch_seconds: float = 60.0) -> Recognizer:
-    tokenizer = Characters(LETTERS)
+def tones(segmenter: Segmenter | None = None, batch_seconds: float = 60.0, letters: str = LETTERS) -> Recognizer:
+    tokenizer = Characters(letters)
     pipeline = Pipeline(Normalizer(), tokenizer, Tones(), Greedy(tokenizer))
     return Recognizer(pipeline, "cpu", batch_seconds, segmenter=segmenter)
 
@@ -104,6 +104,23 @@ def test_speech_without_a_pause_as_if_it_were_one_piece(tmp_path: Path) -> None:
         close(found, [(word.text, word.start, word.end) for word in whole.words], 0.0011)  # the very same frames
         close(found, words, 0.02)
         consistent(found)
+
+
+def test_a_longer_recording_in_the_batch_makes_no_difference() -> None:
+    """Up to 10 s more than a segment are run and decoded whole, beside windows of others, too."""
+    short, longer = (speak(" ".join(sentences(seed, 200)))[: seconds * RATE] for seed, seconds in ((4, 36), (5, 80)))
+    recognizer = tones(Segmenter(Everything()), 120.0)
+    alone, [beside, _] = recognizer.transcribe((short, RATE)), recognizer.transcribe([(short, RATE), (longer, RATE)])
+    assert beside == alone and len(alone.segments) == 1
+    assert alone.hypotheses[0].text == alone.text
+
+
+def test_chinese_has_no_spaces_at_cuts() -> None:
+    chinese = "天地玄黄宇宙洪荒日月盈昃辰宿列张"[: len(LETTERS)]
+    text = "".join(letter for letter, _ in itertools.groupby("".join(sentences(6, 30)).replace(" ", "")))
+    found = tones(letters=chinese).transcribe((np.concatenate([speak(text), np.zeros(RATE), speak(text)]), RATE))
+    assert len(found.segments) > 2
+    assert found.text == "".join(chinese[LETTERS.index(letter)] for letter in 2 * text)
 
 
 def test_silence_and_noise_only() -> None:

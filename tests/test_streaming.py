@@ -23,9 +23,10 @@ from asr.model import AcousticModel
 from asr.pipeline import Pipeline
 from asr.recognizer import Recognizer
 from asr.segmentation import Segmenter
+from asr.streaming import Stream
 from asr.text import Normalizer
 from asr.tokenizers import Characters
-from asr.transcription import read_pcm
+from asr.transcription import _Lines, read_pcm
 from asr.types import Partial, Transcript, Word
 from tests.test_align import FRAME, LETTERS, RATE, Tones, speak
 from tests.test_recordings import close, sentences, talk
@@ -188,6 +189,18 @@ def test_words_come_while_they_are_spoken(decoder):
     assert sum(in_time) >= len(words) - 10, "inside a sentence, when the next word has begun"
 
 
+def test_pauses_are_those_of_the_decoder():
+    """With a penalty on blank: words of labels that are less likely than blank end a pause, and are followed by one."""
+    labels = [0, *LETTER.encode("ab"), *[0] * 20, *LETTER.encode("ca"), *[0] * 5, *LETTER.encode("b"), *[0] * 20, 0]
+    log_probs = np.log(np.full((len(labels), len(LETTER)), 0.01 / (len(LETTER) - 2), np.float32))
+    log_probs[:, 0] = np.log(0.6)
+    for row, label in zip(log_probs, labels, strict=True):
+        row[label] = np.log(0.39 if label else 0.98)
+    source = SimpleNamespace(latency=0.0, step=lambda samples: log_probs, finish=lambda: log_probs[:0])
+    stream = Stream(source, Greedy(LETTER, blank_penalty=1.0), 0.04, endpoint=0.4)
+    assert [word.text for word in stream.step(np.zeros(1)).words] == ["ab", "cab"]
+
+
 def test_what_is_said_now_is_tentative():
     stream = tones().stream()
     assert stream.step(speak("bad ca")).tentative == "ca"
@@ -268,6 +281,14 @@ def test_lines_and_json(live, mode):
     assert [row["text"] for row in rows] == " ".join(texts).split()
     assert all(0 <= row["start"] < row["end"] <= len(samples) / RATE and row["confidence"] > 0 for row in rows)
     assert live(np.zeros(RATE), f"live={mode}") == ""
+
+
+def test_lines_of_chinese_have_no_spaces(capsys):
+    printer = _Lines(1.0, "character")
+    for k, text in enumerate(("今", "天", "ok", "go", "好")):
+        printer((Word(text, k + (k > 3), k + 0.5, 1.0),))
+    printer.end()
+    assert capsys.readouterr().out == "今天 ok go\n好\n"
 
 
 def test_a_model_of_both_directions_is_offered_windows(live, capsys):

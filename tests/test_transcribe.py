@@ -265,6 +265,27 @@ def test_a_folder_that_cannot_be_read(refused) -> None:
     assert "talks/locked: is a folder that cannot be read (Permission denied)" in refused("talks")
 
 
+def test_samples_without_a_header(refused, capsys: pytest.CaptureFixture) -> None:
+    say("b.wav")
+    Path("a.raw").write_bytes(bytes(32000))
+    assert "a.raw: samples without a header, so their rate is unknown." in refused("a.raw", "b.wav", "output=out")
+    assert Path("out/b.txt").read_text() == "bad cab\n"
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    assert AudioProgress(["a.raw"], terminal)._total == 0.0
+
+
+def test_names_that_are_no_utf8(capsys: pytest.CaptureFixture) -> None:
+    name = os.fsdecode(b"caf\xe9.wav")
+    soundfile.write("a.wav", speak("bad cab"), RATE)
+    os.rename("a.wav", name)
+    transcribe(name)
+    assert capsys.readouterr().out == "caf\\udce9.wav\tbad cab\n"
+    transcribe(name, "format=json", "output=out")
+    [row] = map(json.loads, next(Path("out").iterdir()).read_text("utf-8").splitlines())
+    assert (row["audio_filepath"], row["text"]) == (name, "bad cab")
+
+
 # --- progress
 
 
@@ -284,6 +305,9 @@ def test_progress_counts_minutes_of_audio(capsys: pytest.CaptureFixture, monkeyp
     assert "[bold] " * 50 + "\n" in terminal.getvalue().replace("\r", "")
     assert "0.0 / 1.5 min" in terminal.getvalue()
     assert "2.0 / 2.0 min" in terminal.getvalue() and "real-time factor 0.0" in terminal.getvalue()
+    monkeypatch.setattr(soundfile, "SoundFile", lambda path: pytest.fail(f"{path} was opened"))
+    with AudioProgress(["-"], terminal):  # standard input can be read once only
+        pass
     with AudioProgress(["a.wav"], file) as progress:  # no terminal, no bar
         progress.advance(90.0)
     assert file.getvalue() == ""

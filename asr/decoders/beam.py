@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from asr.decoders.bias import Bias
+from asr.decoders.bias import Bias, require_finite
 from asr.decoders.greedy import Spelling, collect_words
 from asr.decoders.hotwords import build_hotwords
 from asr.decoders.lexicon import OUTSIDE, ROOT
@@ -200,11 +200,8 @@ class Beam:
         Returns:
             the words that no prefix left in the beam can change any more, each once, and the rest as it looks now.
         """
-        log_probs, lengths = _rows(emissions)
-        if len(log_probs) != 1:
-            raise DataError(f"decoder.step: one stream at a time, found a batch of {len(log_probs)}.")
         known = len(state.words)
-        self._take(np.asarray(log_probs[0])[: lengths[0]], emissions.frame_seconds, state)
+        self._take(emissions.single(), emissions.frame_seconds, state)
         self._settle(state)
         words = tuple(state.words[known:])
         prefixes = state.prefixes[: state.count]
@@ -231,9 +228,7 @@ class Beam:
 
     def _take(self, log_probs: np.ndarray, frame_seconds: float, state: BeamState) -> None:
         peaks = log_probs.max(-1) if len(log_probs) else np.zeros(0)
-        if not np.isfinite(peaks).all():
-            frame = state.frame + int(np.flatnonzero(~np.isfinite(peaks))[0])
-            raise DataError(f"decoder: frame {frame} has no finite log-probability: the model's output is broken.")
+        require_finite(peaks, state.frame)
         if log_probs.shape[1] != len(self.spellings):
             raise DataError(f"decoder: emissions of {log_probs.shape[1]} labels, but there are {len(self.spellings)}.")
         # a read-only array is another type to numba, and would be compiled for anew
@@ -323,5 +318,6 @@ def _rows(emissions: Emissions) -> tuple[Any, Any]:
 
 def _check_range(**limits: tuple[float, float]) -> None:
     for name, (value, least) in limits.items():
-        if not value >= least:
-            raise ConfigError(f"decoder.{name}={value}: must be {'above 0' if 0 < least < 1 else f'{least} or more'}.")
+        if not least <= value < math.inf:
+            words = "above 0" if 0 < least < 1 else f"{least} or more"
+            raise ConfigError(f"decoder.{name}={value}: must be {words}, and finite.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from asr.errors import ConfigError
+from asr.errors import ConfigError, DataError
 
 
 class Bias:
@@ -55,6 +55,13 @@ class Bias:
         scores = log_probs - self.offsets
         scores -= scores.max(-1, keepdims=True)
         return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+
+
+def require_finite(peaks: np.ndarray, first: int = 0) -> None:
+    """Raise a DataError if the highest log-probability of a frame, (T,), is no finite number; `first` is its number."""
+    if not np.isfinite(peaks).all():
+        frame = first + int(np.flatnonzero(~np.isfinite(peaks))[0])
+        raise DataError(f"decoder: frame {frame} has no finite log-probability: the model's output is broken.")
 
 
 def read_prior(source: Any) -> Mapping[str, float]:

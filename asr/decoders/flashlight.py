@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from asr.decoders.bias import Bias
+from asr.decoders.bias import Bias, require_finite
 from asr.decoders.greedy import Spelling, collect_words
 from asr.decoders.scoring import load_model, read_lexicon
 from asr.errors import ConfigError, DataError
@@ -131,10 +131,7 @@ class Flashlight:
 
     def _decode(self, log_probs: np.ndarray, frame_seconds: float) -> list[Hypothesis]:
         frames, labels = log_probs.shape
-        peaks = log_probs.max(-1)
-        if not np.isfinite(peaks).all():
-            frame = int(np.flatnonzero(~np.isfinite(peaks))[0])
-            raise DataError(f"decoder: frame {frame} has no finite log-probability: the model's output is broken.")
+        require_finite(log_probs.max(-1))
         if labels != len(self.tokenizer.labels):
             raise DataError(f"decoder: emissions of {labels} labels, but there are {len(self.tokenizer.labels)}.")
         log_probs = self.bias(log_probs)

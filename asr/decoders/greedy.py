@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from asr.decoders.bias import Bias
+from asr.decoders.bias import Bias, require_finite
 from asr.types import Emissions, Hypothesis, Partial, Word
 
 
@@ -51,7 +51,12 @@ class Greedy:
         self.bias = Bias(tokenizer.labels, blank_penalty, label_prior, prior_scale)
 
     def __call__(self, emissions: Emissions) -> list[list[Hypothesis]]:
-        """(B, T, V) log-probabilities as NumPy → the one best hypothesis of each utterance."""
+        """(B, T, V) log-probabilities → the one best hypothesis of each utterance.
+
+        Raises:
+            DataError: an emission is not a number.
+        """
+        emissions = emissions.numpy()
         best, scores = self._best(np.asarray(emissions.log_probs))
         found = []
         for path, score, length in zip(best, scores, emissions.lengths, strict=True):
@@ -70,8 +75,7 @@ class Greedy:
         Returns:
             the words that have ended, because another one has begun, and the rest as it looks now.
         """
-        best, scores = self._best(np.asarray(emissions.log_probs))
-        self._take(best[0], scores[0], emissions.frame_seconds, state)
+        self._take(*self._best(emissions.single()), emissions.frame_seconds, state)
         starts = [k for k, run in enumerate(state.runs) if k and self.tokenizer.word_starts[run.label]]
         words = self._words(state, starts[-1]) if starts else ()
         return Partial(words, self.tokenizer.decode([run.label for run in state.runs]).strip())
@@ -83,12 +87,13 @@ class Greedy:
         return [Hypothesis(text, tuple(state.labels), state.score, tuple(state.words))]
 
     def _best(self, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, T, V) → each frame's likeliest label (B, T), and its log-probability (B, T)."""
+        """(…, V) → each frame's likeliest label (…), and its log-probability (…)."""
         log_probs = self.bias(log_probs)
         best = log_probs.argmax(-1)
         return best, np.take_along_axis(log_probs, best[..., None], -1)[..., 0]
 
     def _take(self, path: np.ndarray, scores: np.ndarray, frame_seconds: float, state: GreedyState) -> None:
+        require_finite(scores, state.frame)
         state.frame_seconds = frame_seconds
         if not len(path):
             return

@@ -81,6 +81,8 @@ def search_space(decoder: Mapping[str, Any], given: Mapping[str, Sequence[Any] |
     for key, values in chosen.items():
         if key not in decoder:
             raise ConfigError(f"search.{key}: the decoder has no option '{key}'.")
+        if isinstance(decoder[key], Mapping):
+            raise ConfigError(f"search.{key}: decoder.{key} has options of its own, which are not searched.")
         if not values:
             raise ConfigError(f"search.{key}: the list of values is empty.")
     if not chosen:

@@ -28,6 +28,7 @@ CHUNK = 1 << 16
 PREAMBLE = 1 << 16
 """Bytes within which `\\data\\` has to come."""
 UNIT_LABELS = b"# unit: labels"
+UNKNOWN, CAPITALS = b"<unk>", b"<UNK>"
 LARGEST = (1 << 31) - 2
 """N-grams of a model: nodes are int32."""
 LN10 = np.log(10.0)  # a float64, which arrays of float32 do not round
@@ -38,8 +39,9 @@ def read_arpa(path: str | Path) -> Ngram:
 
     Where `<unk>`, `<s>` or `</s>` is not among the unigrams it is added with the probability that KenLM gives it,
     log10 p = -100; probabilities below that, such as -inf, are raised to it. Suffixes of n-grams may be missing, as
-    in models pruned by SRILM; contexts may not. Text above `\\data\\` is passed over, but for the line
-    `# unit: labels`, which `write_arpa` puts there; that, or the word `<space>`, makes it a model of labels.
+    in models pruned by SRILM; contexts may not. Where `<unk>` is missing, `<UNK>` is taken for it, as KenLM does. Text
+    above `\\data\\` is passed over, but for the line `# unit: labels`, which `write_arpa` puts there; that, or the word
+    `<space>`, makes it a model of labels.
 
     Raises:
         DataError: the file is none, is cut short, or a line is broken.
@@ -55,6 +57,7 @@ class _Reader:
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path, self.file, self.number, self.top = path, file, 0, 0
         self.unit = "words"
+        self.vocabulary: list[str] = []
         self.ids: dict[bytes, int] = {word.encode(): i for i, word in enumerate(SPECIAL)}
 
     def read(self) -> Ngram:
@@ -65,9 +68,8 @@ class _Reader:
             if problem:
                 self._fail(f"{problem[1]} Make the file again, with a tool that keeps it whole.", self.top + problem[0])
         self._end()
-        vocabulary = [self._decode(word) for word in self.ids]
-        unit = "labels" if SPACE in vocabulary else self.unit
-        return trie.model(len(counts), vocabulary, unit, {"source": self.path.name})
+        unit = "labels" if SPACE in self.vocabulary else self.unit
+        return trie.model(len(counts), self.vocabulary, unit, {"source": self.path.name})
 
     def _fail(self, what: str, line: int | None = None) -> NoReturn:
         raise DataError(f"{self.path}, line {line or self.number}: {what}")
@@ -117,6 +119,9 @@ class _Reader:
         """(V,) log10 probabilities and back-offs of the words, by id."""
         words: list[bytes] = []
         probs, backoffs = self._values(1, count, last, words)
+        capitals = UNKNOWN not in words and CAPITALS in words
+        if capitals:
+            words = [UNKNOWN if word == CAPITALS else word for word in words]
         given = np.empty(count, np.int64)
         for k, word in enumerate(words):
             given[k] = self.ids.setdefault(word, len(self.ids))
@@ -124,8 +129,11 @@ class _Reader:
         if len(repeated):
             row = int(np.flatnonzero(given == repeated[0])[1])
             self._fail(f"the word {_show(words[row])} comes twice. Make the file again.", self.top + row)
+        self.vocabulary = [self._decode(word) for word in self.ids]
         values = np.full((2, len(self.ids)), [[FLOOR], [0.0]])
         values[:, given] = probs, backoffs
+        if capitals:
+            self.ids[CAPITALS] = self.ids[UNKNOWN]
         return values[0], values[1]
 
     def _section(self, n: int, count: int, last: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -105,7 +105,7 @@ def whole_file(path: Path, option: str) -> Iterator[TextIO]:
     """
     partial = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # names that are not UTF-8
             yield file
         partial.replace(path)
     except OSError as error:

@@ -299,6 +299,7 @@ BAD = {
     "a weight that is none": ({"hotwords": {"a": "x"}}, "'x' is not a weight"),
     "an infinite score": ({"word_score": float("inf")}, "must be a finite number"),
     "not a number": ({"beam_threshold": float("nan")}, "decoder.beam_threshold=nan"),
+    "no end": ({"beam_threshold": float("inf")}, "decoder.beam_threshold=inf: must be above 0, and finite"),
     "threads": ({"threads": -1}, "decoder.threads=-1"),
     "no such model": ({"lm": "nowhere.arpa"}, r"decoder\.lm=nowhere\.arpa: No such file"),
     "no lexicon file": ({"lexicon": "nowhere.txt"}, "nowhere.txt cannot be read"),

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from asr.decoders import Greedy
+from asr.decoders.greedy import GreedyState
+from asr.errors import DataError
 from asr.tokenizers import Characters, SentencePiece, Words
 from asr.types import Emissions, Word
 
@@ -158,3 +160,24 @@ def test_utterance_without_frames():
     batch = emissions([3, 0], 6)
     _, [empty] = Greedy(TOKENIZERS["characters"])(batch)
     assert (empty.text, empty.labels, empty.score, empty.words) == ("", (), 0.0, ())
+
+
+def test_a_broken_model_is_told():
+    """A frame without a number is an error, but not one of the padding."""
+    batch = emissions([4, 6], 6)
+    batch.log_probs[0, 4:] = np.nan
+    greedy = Greedy(TOKENIZERS["characters"])
+    assert len(greedy(batch)) == 2
+    batch.log_probs[1, 3] = np.nan
+    with pytest.raises(DataError, match="frame 3 has no finite log-probability"):
+        greedy(batch)
+
+
+def test_a_stream_has_as_many_frames_as_its_length():
+    greedy, state = Greedy(TOKENIZERS["characters"]), GreedyState()
+    batch = emissions([9], 6)
+    batch = Emissions(batch.log_probs, np.array([5]), batch.frame_seconds)
+    greedy.step(batch, state)
+    assert greedy.finish(state) == greedy(batch)[0]
+    with pytest.raises(DataError, match="a batch of 2"):
+        greedy.step(emissions([4, 6], 6), greedy.start())

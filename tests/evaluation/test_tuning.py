@@ -180,11 +180,12 @@ def test_a_bundle_reads_nothing_outside_itself(bundle, tmp_path):
         ({"lm_wait": [1]}, "search.lm_wait: the decoder has no option"),
         ({"beam": 50}, r"search.beam=50: must be a list, such as search.beam=\[50\]"),
         ({"beam": []}, "search.beam: the list"),
+        ({"search": [25]}, "search.search: decoder.search has options of its own"),
     ],
 )
 def test_bad_searches(given, message):
     with pytest.raises(ConfigError, match=message):
-        tuning.search_space({"beam": 1, "lm": "x", "lm_weight": 1}, given)
+        tuning.search_space({"beam": 1, "lm": "x", "lm_weight": 1, "search": {"beam": 1}}, given)
 
 
 def test_what_is_searched_by_default():

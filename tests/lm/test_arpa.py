@@ -145,6 +145,20 @@ def test_special_words_that_are_missing(arpa):
     assert model.log_probs / math.log(10) == pytest.approx([0, -100, -100, -100, -1])
 
 
+def test_unknown_words_in_capitals(arpa):
+    """As KenLM takes them; where both are there, the capitals are a word."""
+    lower = ARPA.replace("a b", "a <unk>").replace("\tb </s>", "\t<unk> </s>").replace("-2\t<unk>", "-2\t<unk>\t-1")
+    arpa.write_text(lower)
+    expected = read_arpa(arpa)
+    arpa.write_text(lower.replace("<unk>", "<UNK>"))
+    found = read_arpa(arpa)
+    assert found.vocabulary == expected.vocabulary
+    for left, right in zip(expected.arrays, found.arrays, strict=True):
+        assert np.array_equal(left, right)
+    arpa.write_text(ARPA.replace("\tb\t", "\t<UNK>\t").replace(" b", " <UNK>").replace("\tb", "\t<UNK>"))
+    assert read_arpa(arpa).vocabulary == ["<unk>", "<s>", "</s>", "a", "<UNK>"]
+
+
 def test_impossible_words(arpa):
     arpa.write_text(ARPA.replace("-2\t<unk>", "-inf\t<unk>").replace("\ta\t-0.5", "\ta\t-inf"))
     model = read_arpa(arpa)
