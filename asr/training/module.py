@@ -151,7 +151,8 @@ class SpeechRecognition(L.LightningModule):
         real = torch.arange(log_probs.shape[1])[None, :] < lengths[:, None]
         blank = (log_probs.argmax(-1).cpu() == 0) & real
         self._sums += torch.tensor([float(losses.sum()), len(losses), float(blank.sum()), float(real.sum())])
-        emissions = Emissions(log_probs, lengths, self.model.frame_seconds)
+        # decoders refuse what is no number: here that is blank, for it is no reason to end a training
+        emissions = Emissions(log_probs.nan_to_num(nan=-1e9), lengths, self.model.frame_seconds)
         decoder = self.pipeline.decoder
         hypotheses = decoder(emissions if getattr(decoder, "device", False) else emissions.numpy())
         assert self.references is not None

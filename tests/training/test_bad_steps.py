@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -90,6 +91,19 @@ def test_not_in_a_row(train):
     """Every other step is bad: it goes on to the end."""
     run = train("run", *FAULTY, f"objective.spoilt={[*range(0, 40, 7)]}", "data.batch_seconds=3", "most_bad_steps=20")
     assert len(bad_steps(run)) > 5 and (run / "bundle").is_dir()
+
+
+def test_validation_without_numbers_does_not_end_it(train, monkeypatch):
+    def broken(self, batch, batch_idx):
+        spoil = self.model.register_forward_hook(lambda *call: (torch.full_like(call[-1][0], torch.nan), call[-1][1]))
+        original(self, batch, batch_idx)
+        spoil.remove()
+
+    original = SpeechRecognition.validation_step
+    monkeypatch.setattr(SpeechRecognition, "validation_step", broken)
+    run = train("run", *SHORT)
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert {row["val_wer"] for row in rows if row.get("val_wer")} == {"1.0"} and (run / "bundle").is_dir()
 
 
 @pytest.mark.parametrize(
