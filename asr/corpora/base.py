@@ -220,7 +220,7 @@ def _where(drop: Dropped) -> str:
 def check_out(corpus: Mapping[str, Any], out: str | Path) -> None:
     """Refuse to write over manifests that were made from another corpus, with other arguments, or by other means."""
     out = Path(os.path.abspath(out))
-    way_out = "Nothing was written. Take another folder (out=; in a training manifests=), or delete this one."
+    way_out = "Nothing was written. Take another out= (in a training: manifests=), or delete the folder."
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file, but a folder is needed. Take another out=.")
     if (out / REPORT).exists():

@@ -154,7 +154,7 @@ def test_nothing_is_overwritten(tmp_path, sound):
     write_corpus(CORPUS, {"train": utterances, "old": utterances}, out)
     write_corpus(CORPUS, {"train": utterances}, out)  # the same arguments: made anew
     assert sorted(path.name for path in out.iterdir()) == ["dropped.jsonl", "report.json", "train.jsonl"]
-    with pytest.raises(DataError, match=r"root=/somewhere \(now /else\).*another out=, or delete"):
+    with pytest.raises(DataError, match=r"root=/somewhere \(now /else\).*another out= .*or delete"):
         write_corpus(CORPUS | {"root": "/else"}, {"train": utterances}, out)
     (out / "report.json").unlink()
     with pytest.raises(DataError, match="did not make"):
