@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from asr.data.audio import STDIN, UNKNOWN
+from asr.data.audio import STDIN, UNKNOWN, sound_file
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -64,12 +63,10 @@ class AudioProgress:
 
 
 def _seconds(path: str) -> float:
-    import soundfile
-
     if path == STDIN:  # which libsndfile would open, and take the audio from
         return 0.0
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
+        with sound_file(path) as file:
             return file.frames / file.samplerate if file.frames < UNKNOWN else 0.0
-    except (OSError, RuntimeError, TypeError):  # soundfile's own are RuntimeErrors; transcribing will say what is wrong
+    except (OSError, RuntimeError):  # soundfile's own errors are RuntimeErrors; transcribing will say what is wrong
         return 0.0

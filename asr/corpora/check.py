@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from asr.data.audio import lost_seconds
+from asr.data.audio import lost_seconds, sound_file
 from asr.types import Utterance
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def check_utterance(
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return drop(EMPTY_AUDIO, "the file has 0 bytes")
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
+        with sound_file(path) as file:
             rate = file.samplerate
             available = math.floor(file.frames - utterance.offset * rate)
             wanted = available if utterance.duration is None else round(utterance.duration * rate)
@@ -81,8 +81,6 @@ def check_utterance(
                 return drop(*fault, duration)
     except soundfile.SoundFileError as error:
         return drop(UNREADABLE_AUDIO, getattr(error, "error_string", str(error)))
-    except TypeError:  # what soundfile says to the suffix .raw
-        return drop(UNREADABLE_AUDIO, "samples without a header, so their rate is unknown")
     return replace(utterance, audio_filepath=path, duration=duration)
 
 

@@ -261,18 +261,32 @@ def open_audio(path: str | Path) -> Iterator[soundfile.SoundFile]:
         source = opened.enter_context(spool_stdin()) if path == STDIN else path
         _check_file(source)
         try:
-            file = opened.enter_context(soundfile.SoundFile(os.fsencode(source)))
+            file = opened.enter_context(sound_file(source))
             kind = "FLAC of unknown length" if file.frames > UNKNOWN else None
         except soundfile.LibsndfileError as error:
             kind = container(source)
             if not kind:
                 raise AudioError(f"{shown(path)}: cannot be read as audio ({error.error_string}).") from None
-        except TypeError:  # what soundfile says to the suffix .raw
-            raise AudioError(f"{path}: samples without a header, so their rate is unknown. Make it a WAV.") from None
+        except soundfile.SoundFileRuntimeError as error:
+            raise AudioError(f"{path}: {error}. Make it a WAV.") from None
         if kind:
             copy = opened.enter_context(decode_container(source, kind, shown(path)))
             file = opened.enter_context(soundfile.SoundFile(copy))
         yield file
+
+
+def sound_file(path: str | Path) -> soundfile.SoundFile:
+    """What libsndfile opens, whatever bytes its name has.
+
+    Raises:
+        soundfile.SoundFileRuntimeError: it cannot; `LibsndfileError` where the file is to blame, not its suffix.
+    """
+    import soundfile
+
+    try:
+        return soundfile.SoundFile(os.fsencode(path))
+    except TypeError:  # at the suffix .raw
+        raise soundfile.SoundFileRuntimeError("samples without a header, so their rate is unknown") from None
 
 
 def _open_member(member: Member) -> soundfile.SoundFile:
