@@ -111,7 +111,7 @@ def components(groups: Iterable[str]) -> Iterator[Component]:
                     target = _target(path)
                 except ConfigError as error:
                     problem = problem or str(error)
-                if group in COMPONENT_GROUPS and not target:
+                if group in COMPONENT_GROUPS and target is None:
                     problem = problem or "without '_target_', so it names no class"
                 if group == "augment" and not PACKAGE.match(path.read_text(encoding="utf-8", errors="replace")):
                     problem = problem or f"without the first line '# @package augment.{path.stem}'"
@@ -123,7 +123,9 @@ def _target(path: Path) -> str | None:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid YAML: {path} ({' '.join(str(error).split())}).") from None
-    return config.get("_target_") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        return None
+    return config.get("_target_", "" if "defaults" in config else None)  # or another config says it
 
 
 def allowed_targets(group: str) -> set[str]:

@@ -75,6 +75,8 @@ def test_manifest_missing_empty_or_broken(train, refused, tmp_path: Path) -> Non
     assert "broken.jsonl, line 2: not JSON" in refused(train, "data.train=broken.jsonl", "out=c")
     (tmp_path / "keyless.jsonl").write_text('{"audio": "0.flac", "text": "a"}\n')
     assert "keyless.jsonl, line 1: the key 'audio_filepath'" in refused(train, "data.train=keyless.jsonl", "out=d")
+    (tmp_path / "lang.jsonl").write_text('{"audio_filepath": "0.flac", "text": "a", "lang": ["en"]}\n')
+    assert "lang.jsonl, line 1: 'lang' must be a string" in refused(train, "data.train=lang.jsonl", "out=f")
     (tmp_path / "twice.jsonl").write_text('{"audio_filepath": "0.flac", "text": "a"}\n' * 2)
     assert "twice.jsonl, lines 1 and 2: the same id" in refused(train, "data.train=twice.jsonl", "out=e")
 
@@ -101,6 +103,9 @@ def test_the_only_speaker_cannot_be_held_out(train, refused, noise_manifest: Pat
         ("trainer=gpu", "gpu"),
         ("logger=[mlflow]", "logger.mlflow: "),
         ("+trainer.max_epochs=3", "say epochs=… instead"),
+        ("+trainer.limit_train_batches=3", "say max_steps=… instead"),
+        ("+trainer.overfit_batches=1", "data.train=FEW.jsonl"),
+        ("trainer.precision=bf16-true", "take 32-true, bf16-mixed or 16-mixed"),
     ],
 )
 def test_options_that_a_component_refuses(train, refused, option: str, says: str) -> None:
@@ -152,6 +157,24 @@ def test_audio_that_cannot_be_used(train, refused, noise_manifest: Path, kind: s
     error = refused(train)
     assert str(audio) in error
     assert says in error
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_audio_that_is_passed_over(train, noise_manifest: Path, tmp_path: Path, measured: bool, capsys) -> None:
+    """Also before the first step: where the manifest has no durations, and alone in a batch of the statistics."""
+    damage("not audio", noise_manifest.parent / "2.flac")
+    rewrite(noise_manifest, 2, duration=1.5 if measured else None)
+    train("data.failures=skip", "data.batch_seconds=1")
+    assert (tmp_path / "run" / "bundle").is_dir()
+    if measured:
+        assert "left out: 2: " in capsys.readouterr().err
+    else:
+        assert '"reason": "unreadable audio"' in (tmp_path / "run" / "dropped.jsonl").read_text("utf-8")
+
+
+def test_a_monitor_that_is_not_logged(train, refused, noise_manifest: Path) -> None:
+    error = refused(train, "monitor=wer", f"data.validation={noise_manifest}")
+    assert "monitor=wer: there is val_wer, val_cer" in error
 
 
 def test_an_offset_beyond_the_end(train, refused, noise_manifest: Path) -> None:

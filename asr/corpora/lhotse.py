@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,5 +80,5 @@ def _read_cuts(path: Path) -> Iterator[Any]:
         raise ConfigError(f"corpus=lhotse needs the package lhotse ({error}): pip install lhotse urllib3") from None
     try:
         yield from CutSet.from_file(path)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, AssertionError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: not a CutSet ({error or type(error).__name__}).") from None

@@ -32,7 +32,8 @@ COMPRESSED = {"FLAC": ".flac", "OGG": ".ogg", "MP3": ".mp3"}
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 INTEGERS = dict.fromkeys(("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"), ("int16", "PCM_16"))
 INTEGERS["PCM_24"] = ("int32", "PCM_24")
-"""How the samples of a file are read, and stored in FLAC; others are stored with 24 bits."""
+"""How the samples of a file are read, and stored in FLAC; others are stored with 24 bits, or what is louder as WAV."""
+FLAC_CHANNELS = 8
 
 
 def check_shards(folder: Path, format: str) -> None:
@@ -128,6 +129,8 @@ def _encode(utterance: Utterance, format: str) -> tuple[Utterance, bytes, str]:
     samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     if format == "opus":
         return rest, _opus(samples, rate), ".ogg"
+    if samples.shape[1] > FLAC_CHANNELS or (kind == "float32" and np.abs(samples).max(initial=0) > 1):
+        return rest, _write(samples, rate, "WAV", "FLOAT" if kind == "float32" else stored), ".wav"
     return rest, _write(samples, rate, "FLAC", stored), ".flac"
 
 

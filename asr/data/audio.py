@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from functools import lru_cache
@@ -27,6 +27,9 @@ BLOCK = 60.0
 """Seconds that are read at once."""
 BLOCK_VALUES = 1 << 24
 """Samples of all channels together that are read at once: 64 MiB."""
+LOUDEST = 1e9
+"""Full scale is 1, or 32768 in files that hold integers as floats; energies of much more overflow float32."""
+NO_SOUND = "not numbers (NaN or infinite), or far beyond any sound"
 RATES = (1_000, 1_000_000)
 """Between which sample rates, Hz, a header is believed."""
 UNKNOWN = 1 << 62
@@ -95,10 +98,8 @@ def read_blocks(
             for samples in blocks
         )
         for block in mono if rate == sample_rate else resample_blocks(mono, rate, sample_rate):
-            if not np.isfinite(block).all():
-                raise AudioError(
-                    f"{shown(path)}: has samples that are not numbers (NaN or infinite). Leave the file out."
-                )
+            if not _heard(block):
+                raise AudioError(f"{shown(path)}: has samples that are {NO_SOUND}. Leave the file out.")
             yield block
 
 
@@ -146,6 +147,26 @@ def read_samples(
     return blocks()
 
 
+def _heard(block: np.ndarray) -> bool:
+    return bool(np.abs(block).max(initial=0) <= LOUDEST)  # False for NaN
+
+
+def full_scale(samples: np.ndarray, dimensions: Sequence[int]) -> float:
+    """What brings samples to -1…1: 1 for floating-point numbers, for integers one over their type's range.
+
+    Raises:
+        AudioError: another type, or another number of dimensions.
+    """
+    samples = np.asarray(samples)
+    if samples.ndim not in dimensions or samples.dtype.kind not in "fi":
+        shapes = " or ".join(("(N,)", "(N, channels)")[d - 1] for d in dimensions)
+        raise AudioError(
+            f"array: has shape {samples.shape} of {samples.dtype}; it must hold {shapes} floating-point "
+            "numbers or signed integers."
+        )
+    return 1.0 if samples.dtype.kind == "f" else 1.0 / 2 ** (8 * samples.dtype.itemsize - 1)
+
+
 def array_blocks(samples: np.ndarray, rate: int, sample_rate: int, channel: int | None = None) -> Iterator[np.ndarray]:
     """What `read_blocks` gives, of an array instead of a file.
 
@@ -157,18 +178,16 @@ def array_blocks(samples: np.ndarray, rate: int, sample_rate: int, channel: int 
     Raises:
         AudioError: another shape or type, no samples, NaN samples, or no such channel.
     """
-    samples = np.asarray(samples)
+    scale, samples = full_scale(samples, (1, 2)), np.asarray(samples)
     rows = samples[:, None] if samples.ndim == 1 else samples
-    if rows.ndim != 2 or not rows.size or rows.dtype.kind not in "fi":
-        raise AudioError(
-            f"array: has shape {samples.shape} of {samples.dtype}; it must hold (N,) or (N, channels) floating-point "
-            "numbers or signed integers."
-        )
+    if not rows.size:
+        raise AudioError(f"array: has shape {samples.shape}: there are no samples.")
+    if rows.shape[1] > rows.shape[0]:
+        raise AudioError(f"array: has shape {samples.shape}, which must be (N, channels). Transpose it.")
     if not RATES[0] <= rate <= RATES[1]:
         raise AudioError(f"array: a sample rate of {rate} Hz cannot be. Give (samples, rate).")
     if channel is not None and not 0 <= channel < rows.shape[1]:
         raise AudioError(f"array: has no channel {channel}, only {rows.shape[1]} (counted from 0).")
-    scale = 1.0 if rows.dtype.kind == "f" else 1.0 / 2 ** (8 * rows.dtype.itemsize - 1)
 
     def mono() -> Iterator[np.ndarray]:
         size = max(1, min(round(BLOCK * rate), BLOCK_VALUES // rows.shape[1]))
@@ -178,8 +197,8 @@ def array_blocks(samples: np.ndarray, rate: int, sample_rate: int, channel: int 
             yield np.ascontiguousarray(picked * scale, np.float32)
 
     for block in mono() if rate == sample_rate else resample_blocks(mono(), rate, sample_rate):
-        if not np.isfinite(block).all():
-            raise AudioError("array: has samples that are not numbers (NaN or infinite).")
+        if not _heard(block):
+            raise AudioError(f"array: has samples that are {NO_SOUND}.")
         yield block
 
 

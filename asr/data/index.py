@@ -200,10 +200,12 @@ def _scan(path: Path, named: str | Path, part: tuple[int, int], number: int = 0)
                 except DataError as error:
                     return error, None, 0
                 member = parse_member(utterance.audio_filepath)
-                audio = zlib.crc32((member.shard if member else utterance.audio_filepath).encode())
+                audio = zlib.crc32(
+                    (member.shard if member else utterance.audio_filepath).encode(errors="surrogatepass")
+                )
                 seconds = np.nan if utterance.duration is None else utterance.duration
                 rows.append((start, len(line), number, seconds, audio))
-                ids.append(hashlib.blake2b(utterance.id.encode(), digest_size=8).digest())
+                ids.append(hashlib.blake2b(utterance.id.encode(errors="surrogatepass"), digest_size=8).digest())
                 if len(rows) == 1 << 16:
                     chunks.append(np.array(rows, ROW))
                     hashes.append(np.frombuffer(b"".join(ids), np.uint64))

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from asr import signals
 from asr.data.audio import read_audio
 from asr.data.index import ManifestIndex
+from asr.data.manifest import open_rows
 from asr.data.sampler import BucketSampler
 from asr.errors import AsrError, AudioError, TrainingError
 from asr.types import Batch, Utterance
@@ -156,6 +157,15 @@ def _pad(rows: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) if rows else torch.zeros((0, 0), dtype=dtype)
 
 
+class _Listed(list):
+    """Micro-batches in an order of their own, from `position` on."""
+
+    position = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self[self.position :])
+
+
 class SpeechLoader(DataLoader):
     """A DataLoader over micro-batches that raises the workers' errors bare, and does not wait for ever.
 
@@ -183,6 +193,7 @@ class SpeechLoader(DataLoader):
         if workers := options.get("num_workers", 0):
             dataset.reading = torch.full((workers,), -1).share_memory_()
             options |= {"timeout": min(POLL, worker_timeout or POLL), "worker_init_fn": _begin_worker}
+        sampler = _Listed(sampler) if isinstance(sampler, list) else sampler
         super().__init__(dataset, batch_size=None, sampler=sampler, collate_fn=_as_it_is, **options)
         self.worker_timeout, self.leave_out = worker_timeout, leave_out
         dataset.lenient = leave_out is not None
@@ -191,7 +202,9 @@ class SpeechLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # the body runs at the first `next`: after Lightning has set the sampler's epoch or restored its state
-        sampler = self.sampler
+        sampler: BucketSampler | _Listed = self.sampler  # type: ignore[assignment]
+        if isinstance(sampler, _Listed):
+            sampler.position = 0
         batches = self._begin()
         while True:
             try:
@@ -207,8 +220,8 @@ class SpeechLoader(DataLoader):
             batch, failed = loaded
             for index, why in failed.items():
                 self._leave_out(index, why)
-            if isinstance(sampler, BucketSampler):
-                sampler.position += sampler.world_size  # the sampler itself runs ahead, by what is prefetched
+            # the sampler itself runs ahead, by what is prefetched
+            sampler.position += sampler.world_size if isinstance(sampler, BucketSampler) else 1
             yield batch
 
     def _begin(self) -> Iterator:
@@ -257,11 +270,9 @@ class SpeechLoader(DataLoader):
         batches._shutdown_workers()
         self._iterator = None
         self.restarts += 1
-        resumable = isinstance(self.sampler, BucketSampler)
-        if self.leave_out is None or not resumable or self.restarts > MOST_RESTARTS:
-            raise TrainingError(
-                f"{error} Leave it out, go on with resume=auto, or let the training pass over it: data.failures=skip."
-            ) from None
+        if self.leave_out is None or self.restarts > MOST_RESTARTS:
+            skip = "" if self.leave_out else ", or let the training pass over it: data.failures=skip"
+            raise TrainingError(f"{error} Leave it out of the manifest, or go on with resume=auto{skip}.") from None
         print(f"{error} The workers begin again.", file=sys.stderr, flush=True)
         for index in self.suspects.intersection(self.failing):
             self._leave_out(index, str(error))
@@ -298,7 +309,7 @@ class LeftOut:
         print(f"left out: {utterance.id}: {why}", file=sys.stderr, flush=True)
         if self.path is not None:
             row = {"id": utterance.id, "audio_filepath": utterance.audio_filepath, "duration": utterance.duration}
-            with self.path.open("a", encoding="utf-8") as file:
+            with open_rows(self.path, "a") as file:
                 file.write(json.dumps(row | {"reason": why}, ensure_ascii=False) + "\n")
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Any, TextIO
 
 from asr.data.remote import beside, is_url
@@ -42,8 +43,9 @@ def parse_line(line: bytes | str, manifest: str | Path, number: int) -> Utteranc
     if utterance_id is None:
         utterance_id = os.path.splitext(audio)[0] + (f"@{offset:.3f}" if row.get("offset") is not None else "")
     text = row.get("text")
-    if text is not None and not isinstance(text, str):
-        raise DataError(f"{where}: 'text' must be a string, found {text!r}.")
+    for key in ("text", "lang"):
+        if not isinstance(row.get(key, ""), (str, NoneType)):
+            raise DataError(f"{where}: '{key}' must be a string, found {row[key]!r}.")
     return Utterance(
         audio_filepath=beside(manifest, audio),
         text=text,
@@ -105,9 +107,9 @@ def open_manifest(path: Path):
     return path.open("rb")
 
 
-def open_rows(path: Path) -> TextIO:
+def open_rows(path: Path, mode: str = "w") -> TextIO:
     """A file to write JSON lines to; what is no UTF-8 in a file's name is escaped as JSON escapes it."""
-    return path.open("w", encoding="utf-8", errors="backslashreplace")
+    return path.open(mode, encoding="utf-8", errors="backslashreplace")  # type: ignore[return-value]
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:

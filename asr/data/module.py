@@ -19,13 +19,13 @@ import torch
 from asr.data.audio import audio_duration
 from asr.data.index import ManifestIndex
 from asr.data.loader import LeftOut, Manifests, SpeechDataset, SpeechLoader
-from asr.data.manifest import write_manifest
+from asr.data.manifest import open_rows, write_manifest
 from asr.data.needs import all_frames_needed, frames_needed
 from asr.data.remote import is_url
 from asr.data.sampler import BucketSampler, batches_by_length
 from asr.data.speakers import held_out
 from asr.data.stream import ReadAhead, StreamSampler
-from asr.errors import ConfigError, DataError
+from asr.errors import AudioError, ConfigError, DataError
 from asr.machine import processors
 from asr.types import Batch, Utterance
 
@@ -36,6 +36,7 @@ CHUNK = 1 << 20
 MOST_TEXTS = 1_000_000
 """Transcripts that a tokenizer learns from, at the most."""
 TOO_SHORT = "too short for CTC"
+UNREADABLE_AUDIO = "unreadable audio"
 
 
 @dataclass
@@ -190,7 +191,9 @@ class SpeechData(L.LightningDataModule):
             DataError: an unknown character (unless `unknown` is "drop"), or nothing is left to train on.
         """
         self.fit, self.micro_batches_per_step, self._made = fit, micro_batches_per_step, None
-        self.train_seconds = _with_durations(self.train, self.train_indices)
+        self.train_seconds = _with_durations(self.train, self.train_indices, self._drop_unreadable)
+        read = np.isfinite(self.train_seconds)
+        self.train_indices, self.train_seconds = self.train_indices[read], self.train_seconds[read]
         if self.validation is not None:
             self.validation_seconds = _with_durations(self.validation, self.validation_indices)
             self._check_validation()
@@ -220,6 +223,11 @@ class SpeechData(L.LightningDataModule):
             (manifest.path, float(weights[k]), self.train_seconds[part == k])
             for k, manifest in enumerate(self.train.parts)
         ]
+
+    def _drop_unreadable(self, index: int, error: AudioError) -> None:
+        if self.failures != "skip":
+            raise AudioError(f"{self.train.where(index)}: {error}; data.failures=skip leaves such utterances out")
+        self.dropped.add(self.train[index], UNREADABLE_AUDIO, 0.0, str(error))
 
     def _check_validation(self) -> None:
         """Leave out, counted, what has no transcript to score against; count what can have no loss."""
@@ -325,8 +333,8 @@ class SpeechData(L.LightningDataModule):
     def write_reports(self, out: Path) -> None:
         """Write the dropped utterances and the held-out ones, so that both can be looked at and scored again."""
         if self.dropped.rows:
-            rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.dropped.rows)
-            (out / "dropped.jsonl").write_text(rows, encoding="utf-8")
+            with open_rows(out / "dropped.jsonl") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.dropped.rows)
         if self.validation is not None:
             found = [self.validation[int(k)] for k in self.validation_indices]
             repeated = {name for name, count in Counter(u.id for u in found).items() if count > 1}
@@ -379,15 +387,23 @@ def _encode_known(encode: Callable[[str], list[int]], text: str) -> list[int]:
         return []
 
 
-def _with_durations(manifests: Sequence[Utterance], indices: np.ndarray) -> np.ndarray:
-    """(U,) seconds; those that the manifest lacks are read from the audio's header."""
+def _with_durations(
+    manifests: Sequence[Utterance], indices: np.ndarray, failed: Callable[[int, AudioError], None] | None = None
+) -> np.ndarray:
+    """(U,) seconds; those that the manifest lacks are read from the audio's header, NaN where that has failed."""
     # the index keeps them as float32: rounded, 0.7 is 0.7 again
     seconds = manifests.seconds[indices].astype(np.float64).round(5)  # type: ignore[attr-defined]
     missing = np.flatnonzero(np.isnan(seconds))
 
     def look(k: int) -> float:
         utterance = manifests[int(indices[k])]
-        return audio_duration(utterance.audio_filepath) - utterance.offset
+        try:
+            return audio_duration(utterance.audio_filepath) - utterance.offset
+        except AudioError as error:
+            if failed is None:
+                raise
+            failed(int(indices[k]), error)
+            return math.nan
 
     with ThreadPoolExecutor(8) as pool:
         seconds[missing] = list(pool.map(look, missing))

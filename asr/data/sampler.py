@@ -25,8 +25,8 @@ class BucketSampler:
     r + W, … of the list: two ranks see what one rank with two accumulated batches sees. A last group that is not full
     is filled with empty micro-batches, so that every rank has the same number of steps.
 
-    Utterances of a share below 1 are met in some epochs only: of those in a bucket that have the same share, each epoch
-    draws that share without replacement, always as many.
+    Utterances of a share below 1 are met in some epochs only: in order of length, each epoch takes one of every
+    1 / share neighbours, always as many from a bucket. All of the same share are as likely to be met.
 
     Args:
         seconds: (U,) durations of the utterances.
@@ -75,7 +75,7 @@ class BucketSampler:
         self._buckets = _cut(seconds, met, buckets, batch_seconds)
         self._quotas = [{1.0: stop - start} for start, stop, _ in self._buckets]
         if self._shares is not None:
-            self._quotas = share_quotas(self._shares, [start for start, _, _ in self._buckets])
+            self._quotas = share_quotas(self._shares, [start for start, _, _ in self._buckets], len(self._buckets))
         sizes = [size for _, _, size in self._buckets]
         count = sum(-(-sum(quota.values()) // size) for quota, size in zip(self._quotas, sizes, strict=True))
         self.micro_batches = -(-count // group) * group
@@ -123,8 +123,7 @@ class BucketSampler:
         by_length = epoch < self.curriculum
         places, starts, stops, groups, rest = [], [], [], [], []
         drawn_before = batches_before = 0
-        for (start, stop, size), quota in zip(self._buckets, self._quotas, strict=True):
-            drawn = self._draw(random, start, stop, quota)
+        for drawn, (_, _, size) in zip(self._draw(random, len(self._buckets)), self._buckets, strict=True):
             places.append(np.sort(drawn) if by_length else random.permutation(drawn))
             starts.append(drawn_before + np.arange(0, len(drawn), size))
             stops.append(np.minimum(starts[-1] + size, drawn_before + len(drawn)))
@@ -142,15 +141,24 @@ class BucketSampler:
             return plan.ordered(np.argsort(plan.longest(), kind="stable"))
         return plan.ordered(random.permutation(len(steps)))
 
-    def _draw(self, random: np.random.Generator, start: int, stop: int, quota: dict[float, int]) -> np.ndarray:
-        """The places, in order of length, of the utterances of a bucket that an epoch meets."""
+    def _draw(self, random: np.random.Generator, together: int) -> Iterator[np.ndarray]:
+        """The places of the utterances that an epoch meets, for each bucket; so many buckets follow by length."""
         if self._shares is None:
-            return small(np.arange(start, stop))
-        shares = self._shares[start:stop]
-        classes = ((start + np.flatnonzero(shares == share), count) for share, count in quota.items())
-        return np.concatenate(
-            [places if count == len(places) else random.permutation(places)[:count] for places, count in classes]
-        )
+            yield from (small(np.arange(start, stop)) for start, stop, _ in self._buckets)
+            return
+        for first in range(0, len(self._buckets), together):
+            quotas, buckets = self._quotas[first : first + together], self._buckets[first : first + together]
+            drawn: list[list[np.ndarray]] = [[] for _ in buckets]
+            for share in quotas[0]:
+                of_share = (start + np.flatnonzero(self._shares[start:stop] == share) for start, stop, _ in buckets)
+                places = np.concatenate([random.permutation(found) for found in of_share])
+                counts = [quota[share] for quota in quotas]
+                # at equal distances from a random beginning: none twice, and all equally likely
+                distance = len(places) / max(1, sum(counts))
+                chosen = places[((np.arange(sum(counts)) + random.random()) * distance).astype(np.int64)]
+                for k, part in enumerate(np.split(chosen, np.cumsum(counts)[:-1])):
+                    drawn[k].append(part)
+            yield from map(np.concatenate, drawn)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield this rank's micro-batches from the present position on.
@@ -234,13 +242,23 @@ def _cut(seconds: np.ndarray, met: np.ndarray, buckets: int, batch_seconds: floa
     return cuts
 
 
-def share_quotas(shares: np.ndarray, starts: list[int]) -> list[dict[float, int]]:
-    """How many utterances of each share an epoch draws from each bucket; over all buckets, the share of them."""
-    counts = {}
+def share_quotas(shares: np.ndarray, starts: list[int], together: int) -> list[dict[float, int]]:
+    """How many utterances of each share an epoch draws for each bucket.
+
+    Of so many buckets that follow by length, it is the share of their utterances, one at least. A draw that may fall to
+    either of two buckets is counted for the longer one.
+    """
+    quotas: list[dict[float, int]] = [{} for _ in starts]
     for share in np.unique(shares).tolist():
         before = np.searchsorted(np.flatnonzero(shares == share), [*starts, len(shares)])
-        counts[share] = np.diff(np.round(share * before).astype(int)).tolist()
-    return [{share: counts[share][k] for share in counts} for k in range(len(starts))]
+        wanted = np.diff(np.round(share * before[::together]).astype(int))
+        for first, count in zip(range(0, len(starts), together), wanted.tolist(), strict=True):
+            edges = before[first : first + together + 1] - before[first]
+            count = max(count, min(1, int(edges[-1])))
+            last = -(-np.arange(1, count + 1) * edges[-1] // max(1, count)) - 1  # where each draw may fall
+            for quota, drawn in zip(quotas[first:], np.diff(np.searchsorted(last, edges)).tolist(), strict=False):
+                quota[share] = drawn
+    return quotas
 
 
 def batches_by_length(indices: np.ndarray, seconds: np.ndarray, batch_seconds: float) -> list[list[int]]:

@@ -69,7 +69,7 @@ class StreamSampler(BucketSampler):
         self._quotas = [{1.0: stop - start} for start, stop, _ in self._buckets]
         if self._shares is not None:
             self._shares = self._shares[by_cell]
-            self._quotas = share_quotas(self._shares, edges[:-1])
+            self._quotas = share_quotas(self._shares, edges[:-1], len(self._buckets) // self.group)
         counts = [-(-sum(quota.values()) // size) for quota, size in zip(self._quotas, sizes, strict=True)]
         self.micro_batches = self._steps(np.array(counts)).size
 
@@ -78,8 +78,9 @@ class StreamSampler(BucketSampler):
         window = self._windows(random)[self._pieces]
         places, starts, stops, windows = [], [], [], []
         before = 0
-        for (start, stop, size), quota in zip(self._buckets, self._quotas, strict=True):
-            drawn = random.permutation(self._draw(random, start, stop, quota))
+        drawn_each = self._draw(random, len(self._buckets) // self.group)
+        for drawn, (_, _, size) in zip(drawn_each, self._buckets, strict=True):
+            drawn = random.permutation(drawn)
             drawn = drawn[np.argsort(window[drawn], kind="stable")]
             places.append(drawn)
             starts.append(before + np.arange(0, len(drawn), size))

@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 
 from asr import signals
 
@@ -48,6 +48,25 @@ def agree(trainer: L.Trainer, number: float) -> float:
     return float(
         trainer.strategy.reduce(torch.tensor(float(number), device=trainer.strategy.root_device), reduce_op="max")
     )
+
+
+def follow_folder(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let the best checkpoints be those of this run's folder, where it was moved or copied since.
+
+    Lightning would forget the scores, and look for the files in the old place.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        state = checkpoint["callbacks"].get(callback.state_key)
+        if not isinstance(callback, ModelCheckpoint) or not state or state["dirpath"] == callback.dirpath:
+            continue
+        folder = Path(str(callback.dirpath))
+        here = {path: str(folder / Path(path).name) for path in state["best_k_models"]}
+        kept = {here[path]: score for path, score in state["best_k_models"].items() if Path(here[path]).is_file()}
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = found if (found := str(folder / Path(state[key]).name)) in kept else ""
+        if state["best_model_path"]:
+            state |= {"dirpath": callback.dirpath, "best_k_models": kept}
+            checkpoint["callbacks"][callback.state_key] = state
 
 
 class ExactCheckpoint(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,8 +18,15 @@ from asr.errors import ConfigError, DataError
 from asr.plugins import instantiate
 from asr.training.folder import is_main_process
 
-SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
-"""How the names of a corpus' splits begin, by the key of `data` that they go to."""
+SPLITS = {
+    key: re.compile(rf"({names})([^a-z].*)?", re.IGNORECASE)
+    for key, names in {
+        "train": "train|training",
+        "validation": "validation|valid|val|dev|development",
+        "test": "test|testing",
+    }.items()
+}
+"""What a corpus' splits are called, such as `dev-clean`, by the key of `data` that they go to."""
 POLL = 3.0
 """Seconds between two looks of the other ranks at what rank 0 has prepared."""
 
@@ -40,11 +48,11 @@ def prepare_manifests(config: Mapping[str, Any], console: Console) -> dict[str, 
             "`asr plugins`), or an experiment that has one (+experiment=demo)."
         )
     manifests = shards or _prepare(config, Path(config["manifests"]), console).manifests
-    for key, beginnings in SPLITS.items():
-        found = [str(path) for split, path in manifests.items() if split.startswith(beginnings)]
+    for key, names in SPLITS.items():
+        found = [str(path) for split, path in manifests.items() if names.fullmatch(split)]
         if data[key] is None and found:
             data[key] = found
-    unused = [split for split in manifests if not split.startswith(sum(SPLITS.values(), ()))]
+    unused = [split for split in manifests if not any(names.fullmatch(split) for names in SPLITS.values())]
     if unused:
         console.print(
             f"not used    {', '.join(unused)}: name them by data.train, data.validation or data.test", markup=False

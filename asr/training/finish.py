@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
-from asr.bundle import model_weights, pipeline_config, read_checkpoint, save_bundle
+from asr.bundle import load_config, model_weights, pipeline_config, read_checkpoint, save_bundle
+from asr.configs import flatten
 from asr.data.index import ManifestIndex
 from asr.data.module import SpeechData
+from asr.errors import AsrError
 from asr.evaluation.decode import evaluate_manifest
 from asr.evaluation.files import write_results
 from asr.evaluation.report import Evaluation, print_evaluation, summarize
@@ -40,6 +43,7 @@ def finish(
     checkpoint = read_checkpoint(source)
     pipeline.model.load_state_dict(model_weights(checkpoint))
     bundle = run / "bundle"
+    _keep_tuned(bundle, config, console)
     save_bundle(bundle, pipeline, pipeline_config(config), "")
     scores = {}
     scored = {"validation": str(run / "validation.jsonl")} if data.validation is not None else {}
@@ -56,11 +60,30 @@ def finish(
     _show_next(bundle, list(scored.values())[-1] if scored else None, config["transcribe_example"], console)
 
 
+def _keep_tuned(bundle: Path, config: Mapping[str, Any], console: Console) -> None:
+    """Move away a bundle of this run into which another decoder was installed since."""
+
+    def without_paths(decoder: Mapping[str, Any]) -> dict[str, Any]:
+        options = flatten(decoder)
+        return {key: value for key, value in options.items() if key.endswith("_target_") or not isinstance(value, str)}
+
+    try:
+        if without_paths(load_config(bundle)["decoder"]) == without_paths(config["decoder"]):
+            return
+    except AsrError:  # there is none, or none that could be used
+        return
+    kept = next(path for k in itertools.count(1) if not (path := bundle.with_name(f"bundle-{k}")).exists())
+    bundle.rename(kept)
+    console.print(f"kept        {kept}: another decoder was installed into it", markup=False, soft_wrap=True)
+
+
 def score(bundle: Path, manifest: str | Path, out: Path, config: Mapping[str, Any]) -> Evaluation:
     """Evaluate a bundle on a manifest, and write the results to `out`."""
     results, seconds = evaluate_manifest(load(bundle, channel=config["data"]["channel"]), manifest)
     evaluation = summarize(results, seconds=seconds)
-    summary = evaluation.as_dict() | {"manifest": str(Path(manifest).resolve()), "command": shlex.join(sys.argv)}
+    about = {"manifest": str(Path(manifest).resolve()), "command": shlex.join(sys.argv)}
+    about |= {"decoder": load_config(bundle)["decoder"], "channel": config["data"]["channel"]}
+    summary = evaluation.as_dict() | about
     write_results(out, results, summary, overwrite=True)
     return evaluation
 

@@ -15,7 +15,7 @@ from asr.evaluation.counts import ErrorCounts, count_characters, count_words
 from asr.objectives.ctc import ctc_losses, fits
 from asr.pipeline import Pipeline
 from asr.plugins import instantiate
-from asr.training.checkpoints import fit_world_size, keep_rest_of_epoch
+from asr.training.checkpoints import fit_world_size, follow_folder, keep_rest_of_epoch
 from asr.training.transfer import parameter_groups
 from asr.types import Batch, Emissions, Utterance
 
@@ -229,6 +229,7 @@ class SpeechRecognition(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._monitored = checkpoint.get("monitored")
         fit_world_size(checkpoint, self.trainer.world_size)
+        follow_folder(self.trainer, checkpoint)
 
 
 def build_augmentations(configs: Mapping[str, Mapping[str, Any]]) -> list[nn.Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import time
 import warnings
 from collections.abc import Mapping
@@ -34,8 +35,16 @@ from asr.training.module import SpeechRecognition, build_augmentations
 from asr.training.statistics import set_feature_statistics
 from asr.training.transfer import Frozen, initialize, parameter_groups
 
-LEARNING = ("optimizer", "schedule", "freeze", "freeze_epochs", "learning_rates")
+LEARNING = ("optimizer", "schedule", "objective", "augment", "seed", "freeze", "freeze_epochs", "learning_rates")
 """Keys that a resumed run must not change, beside those of the recognizer."""
+
+MONITORED = ("val_wer", "val_cer", "val_loss", "val_blank")
+PASSED_BY = (
+    ("trainer.max_epochs", "epochs"),
+    ("trainer.max_steps", "max_steps"),
+    ("trainer.limit_train_batches", "max_steps"),
+)
+"""Options of Lightning's trainer that the schedule would not know of, and ours in their place."""
 
 RESUMING: dict[str, tuple[str, ...]] = {"CsvLogger": ("resume_step",), "TensorBoardLogger": ("purge_step",)}
 """Loggers that are told where a run goes on, and the argument that says so."""
@@ -163,9 +172,16 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool, resume_step: 
         has_validation: whether there is a validation set.
         resume_step: where a resumed run goes on; what loggers have of later steps will come again.
     """
-    for ours, theirs in (("epochs", "max_epochs"), ("max_steps", "max_steps")):
-        if theirs in config["trainer"]:
-            raise ConfigError(f"trainer.{theirs}: say {ours}=… instead; the schedule needs to know it, too.")
+    for theirs, ours in PASSED_BY:
+        if theirs.removeprefix("trainer.") in config["trainer"]:
+            raise ConfigError(f"{theirs}: say {ours}=… instead; the schedule needs to know it, too.")
+    if "overfit_batches" in config["trainer"]:
+        raise ConfigError("trainer.overfit_batches: take a short manifest instead: data.train=FEW.jsonl.")
+    if (precision := str(config["trainer"].get("precision"))).endswith("-true") and precision != "32-true":
+        raise ConfigError(f"trainer.precision={precision}: take 32-true, bf16-mixed or 16-mixed.")
+    if has_validation and config["monitor"] not in MONITORED and not config["monitor"].startswith("train_"):
+        known = ", ".join(MONITORED)
+        raise ConfigError(f"monitor={config['monitor']}: there is {known}, and what training logs as train_….")
     for name, callback in (config["callbacks"] or {}).items():
         if not has_validation and "EarlyStopping" in callback["_target_"]:
             raise ConfigError(f"callbacks.{name}: there is no validation to stop by. Give data.validation.")
@@ -268,7 +284,8 @@ def check_resumable(
     config: Mapping[str, Any],
     world_size: int,
 ) -> None:
-    """Refuse to resume what the config no longer describes: other stages, labels, optimizer, schedule or its length.
+    """Refuse to resume what the config no longer describes: other stages, labels, optimizer, schedule or its length,
+    objective, augmentation or seed.
 
     Raises:
         CheckpointError: with the keys that differ.
@@ -276,7 +293,8 @@ def check_resumable(
     learning = {key: config[key] for key in LEARNING}
     old = flatten(found["recognizer"]["config"] | learning | found["recognizer"].get("learning", {}))
     new = flatten(pipeline_config(config) | learning)
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not key.startswith("decoder")]
+    free = re.compile(r"decoder\b|augment\..*\.path$")  # the decoder is no part of it, and folders of noise may move
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not free.match(key)]
     labels = load_pipeline(opened(checkpoint, found)).tokenizer.labels
     if not changed and labels != module.pipeline.tokenizer.labels:
         changed = [f"the tokenizer's labels ({len(labels)}, now {len(module.pipeline.tokenizer.labels)} or other ones)"]

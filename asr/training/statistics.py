@@ -9,6 +9,7 @@ from rich.progress import track
 
 from asr.data.module import SpeechData
 from asr.data.sampler import batches_by_length
+from asr.errors import DataError
 from asr.featurizers.normalization import frame_mask
 from asr.model import AcousticModel
 
@@ -24,10 +25,14 @@ def set_feature_statistics(
     loader = data.loader(data.train, [[(k, 0) for k in batch] for batch in batches], persistent=False)
     count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for batch in track(loader, "statistics ", total=len(batches), console=console, transient=True):
+        if not len(batch):  # none of its files could be read
+            continue
         waveforms = batch.waveforms.masked_fill(~frame_mask(batch.lengths, batch.waveforms.shape[1]), 0)
         features, lengths = model.featurizer(waveforms, batch.lengths)
         frames = features[frame_mask(lengths, features.shape[1])].double()
         count, total, squares = count + len(frames), total + frames.sum(0), squares + frames.square().sum(0)
+    if not count:
+        raise DataError("None of the audio that the features' statistics are measured on could be read.")
     mean = total / count
     model.normalization.set_statistics(  # type: ignore[operator]
         mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()

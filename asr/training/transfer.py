@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import get_class
+from hydra.utils import get_object
 from torch import nn
 from torch.optim import Optimizer
 
@@ -94,7 +94,7 @@ def _with_defaults(config: Any) -> Any:
     """A stage's config with the options that it does not give; an older release may not have had them."""
     if not isinstance(config, Mapping):
         return config
-    parameters = inspect.signature(get_class(config["_target_"])).parameters.values()
+    parameters = inspect.signature(get_object(config["_target_"])).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)
 
 

@@ -100,6 +100,17 @@ def test_compressed_files_are_not_compressed_again(prepared, tmp_path):
             assert shard.read(member.size) == original
 
 
+def test_what_flac_cannot_hold_is_kept_as_it_is(tmp_path):
+    random = np.random.default_rng(0)
+    loud = 1.5 * random.uniform(-1, 1, 16000).astype(np.float32)
+    many = random.integers(-9999, 9999, (16000, 12), np.int16)
+    soundfile.write(tmp_path / "loud.wav", loud, 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "many.wav", many, 16000)
+    utterances = [Utterance(str(tmp_path / name), "a", id=name) for name in ("loud.wav", "many.wav")]
+    prepared = write_corpus({}, {"train": utterances}, tmp_path / "files")
+    assert content(write_shards(prepared, tmp_path / "shards"), "train") == content(prepared, "train")
+
+
 def test_opus(prepared, tmp_path):
     report = write_shards(prepared, tmp_path / "opus", format="opus")
     for found, expected in zip(content(report, "test"), content(prepared, "test"), strict=True):

@@ -354,6 +354,8 @@ def test_arrays():
         (np.zeros(9), 0, None, "sample rate of 0 Hz"),
         (np.zeros(9), 16000, 1, "no channel 1, only 1"),
         (np.full(9, np.nan), 16000, None, "not numbers"),
+        (np.full(9, 1e19), 16000, None, "beyond any sound"),
+        (np.zeros((2, 9)), 16000, None, "Transpose it"),
     ],
 )
 def test_arrays_that_are_no_audio(samples, rate, channel, message):

@@ -26,9 +26,9 @@ def encode(text: str) -> list[int]:
 def make():
     made = []
 
-    def loader(path, workers=0, rank=0, world_size=1, group=1, **options) -> SpeechLoader:
+    def loader(path, workers=0, rank=0, world_size=1, group=1, batches=None, **options) -> SpeechLoader:
         manifests = Manifests([str(path)])
-        sampler = BucketSampler(manifests.seconds, 2.0, group, rank=rank, world_size=world_size, seed=1)
+        sampler = batches or BucketSampler(manifests.seconds, 2.0, group, rank=rank, world_size=world_size, seed=1)
         dataset = SpeechDataset(manifests, encode, 16000)
         made.append(SpeechLoader(dataset, sampler, num_workers=workers, persistent_workers=workers > 0, **options))
         return made[-1]
@@ -198,6 +198,17 @@ def test_lost_workers_are_passed_over(make, corpus, faulty, fault, once, capsys)
     assert loader.state_dict()["position"] == len(expected)
     loader.sampler.set_epoch(1)
     assert sorted(int(k) for batch in loader for k in batch.indices) == [k for k in range(12) if once or k != 5]
+
+
+def test_lost_workers_are_passed_over_in_a_list(make, corpus, faulty):
+    """As the statistics of the features are measured."""
+    faulty("5.wav", die)
+    batches = [[(2 * k, 0), (2 * k + 1, 0)] for k in range(6)]
+    left_out: list[int] = []
+    loader = make(corpus[0], workers=2, batches=batches, leave_out=lambda index, why: left_out.append(index))
+    for _ in range(2):
+        met = [batch.indices.tolist() for batch in loader]
+        assert met == [[0, 1], [2, 3], [4], [6, 7], [8, 9], [10, 11]] and left_out == [5]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from asr.data.sampler import BucketSampler
+from asr.data.stream import StreamSampler
 from asr.errors import ConfigError
 
 
@@ -192,7 +193,8 @@ def test_shares(case):
         met = np.array(flat(plan), int) // 10
         assert len(set(met)) == len(met)
         for share in (0.2, 0.5, 1):
-            assert (shares[met] == share).sum() == round(share * (shares == share).sum())
+            of_share = (shares == share).sum()
+            assert (shares[met] == share).sum() == max(round(share * of_share), min(1, of_share))
         for batch in plan:
             if len(batch) > 1:
                 assert len(batch) * seconds[batch // 10].max() <= options["batch_seconds"] + 1e-9
@@ -204,6 +206,20 @@ def test_shares(case):
         assert len({tuple(sorted(flat(plan))) for plan in plans}) == 40
         for share in (0.2, 0.5):  # 40 draws: the standard deviation is at most 3.2
             assert (abs(counts[shares == share] - 40 * share) < 16).all()
+
+
+@pytest.mark.parametrize(("few", "share"), [(20, 0.5), (100, 0.1), (100, 0.75)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_all_of_a_share_are_as_likely_to_be_met(few, share, stream):
+    seconds = np.random.default_rng(0).uniform(1, 15, 2000 + few)
+    shares = np.append(np.ones(2000), np.full(few, share))
+    options = {"files": np.arange(len(seconds)) % 40, "buffer": 500} if stream else {}
+    sampler = (StreamSampler if stream else BucketSampler)(seconds, 30, shares=shares, **options)
+    counts = np.bincount(np.concatenate([flat(sampler.plan(epoch)) for epoch in range(300)]))
+    assert (counts[:2000] == 300).all()
+    # the standard deviation of an utterance's count is at most 8.7
+    assert np.abs(counts[2000:] - 300 * share).max() < 45
+    assert counts[2000:].sum() == 300 * round(few * share)
 
 
 def test_shares_hold_at_every_length():

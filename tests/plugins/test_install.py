@@ -106,6 +106,12 @@ def test_a_name_that_is_taken_is_reported(install, capsys: pytest.CaptureFixture
     assert f"problem: {wanted}" in capsys.readouterr().out
 
 
+def test_a_config_may_derive_from_another(install) -> None:
+    install("derived", {"encoder/derived.yaml": "defaults: [blstm]\nwidth: 3\n"})
+    assert plugins.problems() == []
+    assert "" not in plugins.allowed_targets("encoder")
+
+
 @pytest.mark.parametrize(
     ("configs", "package", "message"),
     [

@@ -37,6 +37,18 @@ def prepare(config: dict[str, Any], rank: int) -> tuple[Any, str]:
     return manifests, printed.get()
 
 
+@pytest.mark.parametrize(
+    ("split", "key"),
+    [
+        ("train", "train"), ("train-clean-100", "train"), ("train_si284", "train"), ("dev-clean", "validation"),
+        ("dev93", "validation"), ("val", "validation"), ("valid", "validation"), ("Validation", "validation"),
+        ("test", "test"), ("test_other", "test"), ("validated", None), ("other", None), ("invalidated", None),
+    ],
+)  # fmt: skip
+def test_what_splits_are_for(split, key):
+    assert [name for name, names in corpus.SPLITS.items() if names.fullmatch(split)] == ([key] if key else [])
+
+
 def test_one_rank_prepares(config, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(DataError, match="no utterance can be kept"):

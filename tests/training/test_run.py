@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import asr
+from asr.bundle import install_decoder, load_config
 from asr.errors import CheckpointError, ConfigError, DataError
 from asr.training.lost_ranks import check_torchrun
 
@@ -208,6 +209,10 @@ def test_an_existing_folder_is_left_alone(train, tmp_path):
         (["learning_rates={head:2}"], r"learning_rates\.head"),
         (["optimizer.lr=1e-5"], r"optimizer\.lr"),
         (["schedule=noam"], r"schedule\._target_"),
+        (["objective=cr_ctc"], r"objective\._target_"),
+        (["augment.speed.factors=[0.8,1.0]"], r"augment\.speed\.factors"),
+        (["augment=[]"], r"augment\.speed"),
+        (["seed=9"], "seed"),
     ],
 )
 def test_a_run_is_not_resumed_as_another(train, options, named):
@@ -225,6 +230,33 @@ def test_more_epochs_where_the_schedule_does_not_depend_on_them(train):
     train("constant", "epochs=1", "schedule=constant")
     more = train("constant", "epochs=2", "schedule=constant", "resume=auto")
     assert difference(more, train("whole", "epochs=2", "schedule=constant")) == 0
+
+
+def test_the_best_checkpoint_moves_with_the_run(train, tmp_path):
+    run = train("run", *SHORT)
+    [best] = (run / "checkpoints").glob("best-*")
+    # nothing that comes can be better
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
+    [state] = [state for state in checkpoint["callbacks"].values() if "best_k_models" in state]
+    state |= {"best_model_score": torch.tensor(-1.0), "best_k_models": {str(best): torch.tensor(-1.0)}}
+    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
+    run.rename(tmp_path / "moved")
+    moved = train("moved", *SHORT, "resume=auto")
+    state = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=False)["callbacks"]
+    [state] = [state for state in state.values() if "best_k_models" in state]
+    assert state["best_model_path"] == str(moved / "checkpoints" / best.name) and state["best_model_score"] == -1
+    assert difference(moved, moved) == 0
+
+
+def test_a_bundle_with_an_installed_decoder_is_kept(train, capsys):
+    run = train("run", *SHORT)
+    install_decoder(run, {"_target_": "asr.decoders.Greedy", "blank_penalty": 1.5})
+    train("run", *SHORT, "resume=auto")
+    assert "bundle-1: another decoder was installed" in " ".join(capsys.readouterr().out.split())
+    assert load_config(run / "bundle-1")["decoder"]["blank_penalty"] == 1.5
+    assert load_config(run / "bundle")["decoder"]["blank_penalty"] == 0
+    train("run", *SHORT, "resume=auto")
+    assert not (run / "bundle-2").exists()
 
 
 def test_a_finished_run_has_nothing_left_to_resume(train):
