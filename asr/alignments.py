@@ -105,6 +105,7 @@ def _suspicion(utterance: Utterance, result: AlignedTranscript | AsrError, folde
     path = utterance.audio_filepath
     path = path if is_url(path) else os.path.abspath(path)
     row = to_row(replace(utterance, audio_filepath=path), Path(os.path.abspath(folder)))
+    row = {key: value for key, value in row.items() if key not in ("score", "heard", "worst_word", "error")}  # old ones
     if isinstance(result, AsrError):
         return row | {"error": str(result)}
     row |= {"duration": round(result.duration, 3), "score": round(result.score, 4), "heard": result.heard}

@@ -77,14 +77,15 @@ def save_bundle(folder: Path, pipeline: Pipeline, config: Mapping[str, Any], car
         config: as `pipeline_config` gives it.
         card: Markdown: data, hours, error rates, command.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
         new = Path(partial) / "new"
         (new / "tokenizer").mkdir(parents=True)
         weights = {name: value.contiguous() for name, value in pipeline.model.state_dict().items()}
-        save_file(weights, new / WEIGHTS, {"format": "pt", **versions()})  # the Hub looks for the format
+        # the Hub looks for the format; safetensors' own file could be read by its owner only
+        (new / WEIGHTS).write_bytes(save(weights, {"format": "pt", **versions()}))
         pipeline.tokenizer.save(new / "tokenizer")
         _write_config(new, {**config, "decoder": _take_along(config["decoder"], new)})
         (new / CARD).write_text(card, "utf-8")

@@ -57,43 +57,45 @@ def prepare(config: dict[str, Any]) -> None:
 
 def evaluate(config: dict[str, Any]) -> None:
     """Score a recognizer on a manifest; write hypotheses, counts and aligned errors."""
+    from asr.bundle import open_checkpoint
     from asr.evaluation.decode import evaluate_manifest
     from asr.evaluation.files import check_folder, read_results, write_results
     from asr.evaluation.report import print_evaluation, summarize
 
     manifest = Path(config["manifest"])
     checkpoint = Path(config["checkpoint"])
-    out = (
-        Path(config["out"])
-        if config["out"]
-        else results_folder(checkpoint, manifest, config["decoder"], config["engine"])
-    )
+    decoder = config["decoder"] or open_checkpoint(checkpoint).config["decoder"]
+    about = {"decoder": decoder, "engine": config["engine"], "channel": config["channel"]}
+    out = Path(config["out"]) if config["out"] else results_folder(checkpoint, manifest, about)
     other = read_results(config["compare"]) if config["compare"] else None
     recognizer = _load(config)
     check_folder(out, config["overwrite"] or not config["out"])
     results, seconds = evaluate_manifest(recognizer, config["manifest"])
     groups = [config["group_by"]] if isinstance(config["group_by"], str) else config["group_by"] or ()
-    evaluation = summarize(results, groups, seconds, other, str(config["compare"]))
+    about |= {"command": shlex.join(sys.argv), "manifest": str(manifest.resolve())}
+    about |= {"checkpoint": str(checkpoint.resolve())}
+    try:
+        evaluation = summarize(results, groups, seconds, other, str(config["compare"]))
+    except AsrError:  # of groups or what to compare with: no reason to lose the results
+        write_results(out, results, summarize(results, (), seconds).as_dict() | about, overwrite=True)
+        print(f"results: {out}")
+        raise
     print_evaluation(evaluation, _console())
-    summary = {
-        "command": shlex.join(sys.argv),
-        "manifest": str(manifest.resolve()),
-        "checkpoint": str(checkpoint.resolve()),
-        "decoder": config["decoder"],
-        "engine": config["engine"],
-    }
-    write_results(out, results, evaluation.as_dict() | summary, overwrite=True)
+    write_results(out, results, evaluation.as_dict() | about, overwrite=True)
     print(f"results: {out}")
 
 
-def results_folder(
-    checkpoint: Path, manifest: Path, decoder: dict[str, Any] | None = None, engine: str = "auto"
-) -> Path:
+def results_folder(checkpoint: Path, manifest: Path, about: dict[str, Any] | None = None) -> Path:
     """Where an evaluation's results go when no `out` is given: to the run, and never over another evaluation's.
+
+    Args:
+        checkpoint, manifest: as given.
+        about: what else tells evaluations apart, by the keys of a summary: decoder, engine, channel.
 
     Returns:
         `RUN/evaluation/<manifest>`, for a bundle outside a run `evaluation/<bundle>/<manifest>` below the current
-        directory; with `-2`, `-3`, … where other results lie there: of another manifest, checkpoint, decoder or engine.
+        directory; with `-2`, `-3`, … where other results lie there: of another manifest or checkpoint, or other ones
+        of `about`.
     """
     from asr.evaluation.files import FILES, SUMMARY
 
@@ -109,8 +111,9 @@ def results_folder(
             summary = json.loads((out / SUMMARY).read_text("utf-8"))
             # a training's own evaluation names no checkpoint: it is of the run's bundle
             evaluated = Path(summary.get("checkpoint", run or ""))
-            same = Path(summary["manifest"]).resolve() == manifest.resolve() and summary.get("decoder") == decoder
-            same = same and summary.get("engine", "auto") == engine
+            same = Path(summary["manifest"]).resolve() == manifest.resolve()
+            summary = {"engine": "auto"} | summary
+            same = same and all(summary.get(key) == value for key, value in (about or {}).items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         return same and _bundle_of(evaluated.resolve()) == _bundle_of(path)
@@ -249,10 +252,13 @@ def tune_decoder(config: dict[str, Any]) -> None:
     decoder = tuning.absolute_paths(resolve_paths(config["decoder"], config["checkpoint"]))
     if config["install"]:
         find_bundle(config["checkpoint"])
+    out = Path(config["out"])
+    if config["name"] in plugins.config_names("decoder"):
+        raise ConfigError(f"name={config['name']}: decoder={config['name']} is another config. Take another name.")
+    tuning.check_out(out)
     space = tuning.search_space(decoder, config["search"])
     recognizer = load(config["checkpoint"], config["device"], None, config["batch_seconds"], config["channel"])
     plugins.instantiate(decoder, "decoder", tokenizer=recognizer.pipeline.tokenizer)  # what is wrong shows at once
-    out = Path(config["out"])
     speech = tuning.load_speech(recognizer, config["manifest"], out)
     before = tuning.count_errors(recognizer, speech, config["metric"])
     trials = tuning.try_options(recognizer, speech, decoder, space, config["metric"])
@@ -261,13 +267,13 @@ def tune_decoder(config: dict[str, Any]) -> None:
     console.print(tuning.trials_table(trials, config["metric"]))
     print(before.format(f"the recognizer's own decoder: {config['metric'].upper()}"))
     print(best.counts.format(f"the best: {config['metric'].upper()}"))
-    found = {**decoder, **best.options}
+    found = {**tuning.absolute_paths(config["decoder"]), **best.options}
     path = out / "decoder" / f"{config['name']}.yaml"
     comment = f"{best.counts.format(config['metric'].upper())} on {config['manifest']}\n{shlex.join(sys.argv)}"
     tuning.write_config(found, path, comment)
     print(f"to use it: --config-dir {shlex.quote(str(out))} decoder={config['name']}")
     if config["install"]:
-        print(f"installed: {install_decoder(config['checkpoint'], found)}")
+        print(f"installed: {install_decoder(config['checkpoint'], {**decoder, **best.options})}")
 
 
 def label_prior(config: dict[str, Any]) -> None:
@@ -276,9 +282,12 @@ def label_prior(config: dict[str, Any]) -> None:
     from asr.evaluation.prior import estimate_prior, write_prior
     from asr.recognizer import load
 
+    out = Path(config["out"])
+    if out.exists() and (out.is_dir() or not config["overwrite"]):
+        raise ConfigError(f"out={out}: is there already. Take another, or replace a file with overwrite=true.")
     recognizer = load(config["checkpoint"], config["device"], None, config["batch_seconds"], config["channel"])
     prior = estimate_prior(recognizer, config["manifest"])
-    write_prior(prior, Path(config["out"]))
+    write_prior(prior, out)
     blank = next(iter(prior.values()))
     print(f"prior: {config['out']} (blank {100 * blank:.1f} %)")
 

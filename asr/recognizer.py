@@ -285,7 +285,7 @@ class Recognizer:
 def load(
     checkpoint: str | Path,
     device: str = "auto",
-    decoder: Mapping[str, Any] | None = None,
+    decoder: str | Mapping[str, Any] | None = None,
     batch_seconds: float = 120.0,
     channel: int | None = None,
     engine: str = "auto",
@@ -299,7 +299,7 @@ def load(
     Args:
         checkpoint: a bundle's folder or zip, a run's folder, a `.ckpt`, an exported `.onnx`, or `hf://user/name`.
         device: "auto", "cpu", "cuda", …
-        decoder: a decoder's config, instead of the bundle's own.
+        decoder: a decoder's name or config, instead of the bundle's own.
         batch_seconds, channel, engine, threads: as in `Recognizer`.
         vad: what finds the pauses of long recordings: a name or config of the group `vad`; `None` finds none.
         max_segment, min_pause: seconds, as in `Segmenter`.
@@ -309,6 +309,8 @@ def load(
     """
     config = named_config("vad", vad or "none") if vad is None or isinstance(vad, str) else vad
     segmenter = Segmenter(instantiate(config, "vad"), max_segment, min_pause)
+    if isinstance(decoder, str):
+        decoder = named_config("decoder", decoder)
     pipeline = load_pipeline(checkpoint, decoder)
     return Recognizer(pipeline, device, batch_seconds, channel, engine, threads, segmenter)
 

@@ -91,7 +91,7 @@ class Recording:
         segments = sorted(self._segments, key=lambda segment: segment.start)
         return Transcript(
             self.name,
-            joined([segment.text for segment in segments], getattr(self._tokenizer, "unit", "")),
+            joined([segment.text for segment in segments], self._tokenizer),
             tuple(word for segment in segments for word in segment.words),
             self.seconds,
             self._hypotheses if self.pieces == 1 else (),
@@ -153,16 +153,19 @@ def longest_pause(log_probs: np.ndarray, word_starts: Sequence[bool]) -> int:
     return int(starts[k] + stops[k]) // 2 if len(blanks) else len(path)
 
 
-def joined(texts: Sequence[str], unit: str = "character") -> str:
+def joined(texts: Sequence[str], tokenizer: Any = None) -> str:
     """Words or texts that follow each other, with a space between two, but for Chinese characters.
 
     Args:
         texts: none of them empty.
-        unit: the tokenizer's; where labels are words, Chinese ones are parted, too.
+        tokenizer: where its labels are words, Chinese ones are parted, too; where it has no space, nothing is.
 
     >>> joined(["yes", "no"]), joined(["今天", "好"])
     ('yes no', '今天好')
     """
+    if not getattr(tokenizer, "spaced", True):
+        return "".join(texts)
+    unit = getattr(tokenizer, "unit", "character")
     found = ""
     for text in texts:
         together = not found or (unit != "word" and is_chinese(found[-1]) and is_chinese(text[0]))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from asr.data.audio import full_scale
 from asr.errors import ConfigError
 from asr.segmentation import CONTEXT, Windows, piece_emissions
 from asr.types import Emissions, Partial, Word
@@ -56,8 +57,15 @@ class Stream:
         self._begin_utterance()
 
     def step(self, samples: np.ndarray) -> Partial:
-        """Take the next samples (N,), float32 at the recognizer's rate: the words that are final now."""
-        return self._decode(self._source.step(samples))
+        """Take the next samples at the recognizer's rate: the words that are final now.
+
+        Args:
+            samples: (N,) floating-point numbers in -1…1, or signed integers, scaled by their type's range.
+
+        Raises:
+            AudioError: another shape or type.
+        """
+        return self._decode(self._source.step(np.asarray(samples * full_scale(samples, (1,)), np.float32)))
 
     def finish(self) -> Partial:
         """End the stream: the words that were not final yet."""

@@ -16,6 +16,7 @@ from asr.data.containers import CONTAINER_SUFFIXES
 from asr.data.folders import files_below
 from asr.errors import AsrError, ConfigError
 from asr.recordings import joined
+from asr.tokenizers.base import Tokenizer
 from asr.types import Transcript, Utterance, Word
 from asr.writers import STREAMS, check_formats, format_transcript, to_text
 from asr.writers.files import TranscriptFiles, recording_names
@@ -134,8 +135,8 @@ def listen(config: dict[str, Any], formats: list[str], files: list[str]) -> None
     rate = recognizer.sample_rate
     note = f"hearing 16-bit mono PCM at {rate} Hz on standard input, up to {stream.latency + READ:.2f} s behind it"
     print(note, file=sys.stderr)
-    unit = recognizer.pipeline.tokenizer.unit
-    printer = _print_json if formats == ["json"] else _Lines(config["endpoint"], unit)
+    tokenizer = recognizer.pipeline.tokenizer
+    printer = _print_json if formats == ["json"] else _Lines(config["endpoint"], tokenizer)
     try:
         for samples in read_pcm(sys.stdin.buffer, rate):
             printer(stream.step(samples).words)
@@ -168,15 +169,17 @@ def _print_json(words: tuple[Word, ...]) -> None:
 class _Lines:
     """Prints words, with a new line after each pause."""
 
-    def __init__(self, pause: float | None, unit: str):
-        self._pause, self._unit, self._last = pause or float("inf"), unit, Word("", 0.0, 0.0, 1.0)
+    def __init__(self, pause: float | None, tokenizer: Tokenizer):
+        self._pause, self._tokenizer, self._last = pause or float("inf"), tokenizer, Word("", 0.0, 0.0, 1.0)
 
     def __call__(self, words: tuple[Word, ...]) -> None:
         for word in words:
             text = word.text
             if self._last.text:
                 is_new = word.start - self._last.end >= self._pause
-                text = f"\n{text}" if is_new else joined([self._last.text, text], self._unit)[len(self._last.text) :]
+                text = (
+                    f"\n{text}" if is_new else joined([self._last.text, text], self._tokenizer)[len(self._last.text) :]
+                )
             print(text, end="", flush=True)
             self._last = word
 

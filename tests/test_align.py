@@ -350,6 +350,11 @@ def test_what_is_suspicious_is_a_manifest(world, refused):
         assert os.path.samefile(utterance.audio_filepath, given[key].audio_filepath)
     [broken] = [utterance for utterance in found.values() if utterance.speaker == "anna"]
     assert broken.duration == rows[2]["duration"] and broken.extra.keys() == {"room", "error"}
+    mended = world / "out" / "suspicious.jsonl"
+    rows = [row | ({"text": "bad cab"} if "error" in row else {}) for row in read_rows(mended)]
+    write_manifest(mended, rows)
+    run("align", ["checkpoint=x", f"manifest={mended}", "out=again"])
+    assert all("score" in row and "error" not in row for row in read_rows(world / "again" / "suspicious.jsonl"))
     audio = os.path.relpath(write(world / "named.wav", speak("bad cab")))
     run("align", ["checkpoint=x", audio, "transcript=bad cab", "out=one"])
     assert next(read_manifest(world / "one" / "suspicious.jsonl")).audio_filepath == str(world / "named.wav")

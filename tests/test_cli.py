@@ -334,7 +334,11 @@ def test_results_replace_only_those_of_the_same_evaluation(a_run: Path, tmp_path
     for checkpoint in (a_run, bundle):
         assert results_folder(checkpoint, manifest) == first
     assert results_folder(bundle, tmp_path / "other" / "test.jsonl") == first.with_name("test-2")
-    assert results_folder(bundle, manifest, {"_target_": "asr.decoders.Greedy"}) == first.with_name("test-2")
+    assert results_folder(bundle, manifest, {"decoder": {"_target_": "asr.decoders.Greedy"}}) == first.with_name(
+        "test-2"
+    )
+    assert results_folder(bundle, manifest, {"engine": "auto", "channel": None}) == first
+    assert results_folder(bundle, manifest, {"channel": 1}) == first.with_name("test-2")
     assert results_folder(ckpt, manifest) == first.with_name("test-2")
     summarize(first.with_name("test-2"), manifest=str(manifest), checkpoint=str(ckpt), decoder=None)
     assert results_folder(ckpt, manifest) == first.with_name("test-2")

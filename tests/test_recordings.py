@@ -123,6 +123,14 @@ def test_chinese_has_no_spaces_at_cuts() -> None:
     assert found.text == "".join(chinese[LETTERS.index(letter)] for letter in 2 * text)
 
 
+def test_other_scripts_without_spaces() -> None:
+    letters = "กขคงจฉชซณดตถทธนบ"[: len(LETTERS)]
+    samples = np.concatenate([speak("bad"), np.zeros(60 * RATE), speak("cab")])
+    found = tones(letters=letters).transcribe((samples, RATE))
+    assert len(found.segments) == 2
+    assert found.text == "".join(letters[LETTERS.index(letter)] for letter in "badcab")
+
+
 def test_silence_and_noise_only() -> None:
     noise = 0.01 * np.random.default_rng(0).standard_normal(100 * RATE)
     for samples in (np.zeros(100 * RATE), noise):

@@ -78,12 +78,12 @@ class Greedy:
         self._take(*self._best(emissions.single()), emissions.frame_seconds, state)
         starts = [k for k, run in enumerate(state.runs) if k and self.tokenizer.word_starts[run.label]]
         words = self._words(state, starts[-1]) if starts else ()
-        return Partial(words, self.tokenizer.decode([run.label for run in state.runs]).strip())
+        return Partial(words, " ".join(self.tokenizer.decode([run.label for run in state.runs]).split()))
 
     def finish(self, state: GreedyState) -> list[Hypothesis]:
         """End the stream: the best hypothesis of all of it."""
         self._words(state, len(state.runs))
-        text = self.tokenizer.decode(state.labels).strip()
+        text = " ".join(self.tokenizer.decode(state.labels).split())
         return [Hypothesis(text, tuple(state.labels), state.score, tuple(state.words))]
 
     def _best(self, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

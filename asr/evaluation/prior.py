@@ -11,6 +11,7 @@ from rich.progress import track
 from asr.data.index import ManifestIndex
 from asr.errors import AsrError
 from asr.recognizer import Recognizer
+from asr.writers.files import whole_file
 
 
 def estimate_prior(recognizer: Recognizer, manifest: str | Path) -> dict[str, float]:
@@ -40,4 +41,5 @@ def estimate_prior(recognizer: Recognizer, manifest: str | Path) -> dict[str, fl
 def write_prior(prior: dict[str, float], path: Path) -> None:
     """Write a prior as JSON, for `decoder.label_prior`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(prior, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    with whole_file(path, "out") as file:
+        file.write(json.dumps(prior, ensure_ascii=False, indent=1) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from asr.evaluation.counts import ErrorCounts, count_characters, count_words
 from asr.plugins import instantiate
 from asr.recognizer import Recognizer
 from asr.types import Emissions
+from asr.writers.files import whole_file
 
 WEIGHTS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
 SCORES = [-0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
@@ -90,6 +92,14 @@ def search_space(decoder: Mapping[str, Any], given: Mapping[str, Sequence[Any] |
     return chosen
 
 
+def check_out(folder: Path) -> None:
+    """Make the folder of a search, before there is work to lose."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"out={folder}: cannot be made a folder ({error.strerror or error}). Take another.") from None
+
+
 def load_speech(recognizer: Recognizer, manifest: str | Path, cache: Path) -> Speech:
     """The emissions of a manifest: from the cache, if it holds those of this model and manifest, else computed into it.
 
@@ -97,19 +107,22 @@ def load_speech(recognizer: Recognizer, manifest: str | Path, cache: Path) -> Sp
         AudioError: a file cannot be read.
         DataError: an utterance has no transcript, or the manifest no utterance.
     """
-    utterances = list(ManifestIndex(manifest))
+    index = ManifestIndex(manifest)
+    utterances = list(index)
     for utterance in utterances:
         if utterance.text is None:
             raise DataError(f"{manifest}: utterance '{utterance.id}' has no 'text' to score against.")
     if not utterances:
         raise DataError(f"{manifest}: holds no utterance.")
     references = [recognizer.pipeline.text(utterance.text or "") for utterance in utterances]
-    key = hashlib.sha256(Path(manifest).read_bytes())
-    key.update(repr((Path(manifest).resolve(), recognizer.channel, recognizer.sample_rate)).encode())
+    key = hashlib.sha256(index.local.read_bytes())
+    key.update(repr((index.local.resolve(), recognizer.channel, recognizer.sample_rate)).encode())
     for weights in recognizer.engine.weights():
         key.update(weights)
-    header, content = cache / "emissions.json", cache / "emissions.npy"
-    if not header.is_file() or json.loads(header.read_text())["key"] != key.hexdigest():
+    # named by what they are: another search may use the folder at the same time
+    header = cache / f"emissions-{key.hexdigest()[:16]}.json"
+    content = header.with_suffix(".npy")
+    if not header.is_file():
         found: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(utterances)
         with Progress(transient=True) as progress:
             task = progress.add_task("computing emissions", total=len(utterances))
@@ -117,16 +130,18 @@ def load_speech(recognizer: Recognizer, manifest: str | Path, cache: Path) -> Sp
                 if isinstance(batch[0][2], AsrError):
                     raise batch[0][2]
                 emissions = recognizer.emissions([samples for *_, samples in batch]).numpy()
-                for row, (index, *_) in enumerate(batch):
-                    found[index] = np.array(emissions.log_probs[row][: emissions.lengths[row]])
+                for row, (number, *_) in enumerate(batch):
+                    found[number] = np.array(emissions.log_probs[row][: emissions.lengths[row]])
                 progress.advance(task, len(batch))
         cache.mkdir(parents=True, exist_ok=True)
-        header.unlink(missing_ok=True)
-        np.save(content, np.concatenate(found))
-        partial = header.with_suffix(".partial")
-        partial.write_text(json.dumps({"key": key.hexdigest(), "lengths": [len(x) for x in found]}))
-        partial.replace(header)
-    lengths = json.loads(header.read_text())["lengths"]
+        for old in (*cache.glob("emissions*.json"), *cache.glob("emissions*.npy")):  # of no use any more, and large
+            old.unlink(missing_ok=True)
+        partial = cache / f".emissions.{os.getpid()}.npy"
+        np.save(partial, np.concatenate(found))
+        partial.replace(content)
+        with whole_file(header, "out") as file:
+            json.dump([len(x) for x in found], file)
+    lengths = json.loads(header.read_text())
     rows = np.split(np.load(content, mmap_mode="r"), np.cumsum(lengths)[:-1])
     ids = frozenset(utterance.id for utterance in utterances)
     return Speech(rows, references, recognizer.model.frame_seconds, ids)

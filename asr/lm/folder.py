@@ -51,6 +51,10 @@ def check_replaceable(folder: Path) -> None:
         return
     if folder.exists():
         raise DataError(f"{folder}: holds something other than a language model. Choose another folder.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error}). Choose another folder.") from None
 
 
 def read_header(folder: str | Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def train(config: dict[str, Any]) -> None:
         raise DataError(f"{out}: holds a language model already. Choose another out=DIR, or add overwrite=true.")
     if config["lm"] is None:
         raise ConfigError(f"lm: which kind? lm={'|'.join(plugins.config_names('lm'))}")
+    if config["arpa"] and Path(config["arpa"]).exists() and not config["overwrite"]:
+        raise DataError(f"arpa={config['arpa']}: is there already. Write another, or add overwrite=true.")
     trainer = plugins.instantiate(config["lm"], "lm")
     texts, tests = map(_reader(config, unit), ("train", "test"))
     if not texts.paths:

@@ -64,8 +64,13 @@ class Normalizer:
         if self.table is not None:  # the forms above can bring forth new punctuation: "ŉ" is "ʼn", "…" is "..."
             text = EDGE_APOSTROPHES.sub(" ", text.translate(APOSTROPHES).translate(self.table))
         # what was taken out may have parted a letter from its accent, so the form comes last
-        text = self.space.join(text.split())
+        words = (word.lstrip(JOINERS).rstrip(JOINERS[0]) for word in text.split())  # at an edge they join nothing
+        text = self.space.join(filter(None, words)) if self.table is not None else self.space.join(text.split())
         return unicodedata.normalize(self.unicode_form, text)  # type: ignore[arg-type]
+
+
+EMOJI_MARKS = {*map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0)), "\u20e3"}
+"""Variation selectors and the key cap: nothing without the sign before them, which is dropped."""
 
 
 class _Punctuation(dict):
@@ -84,5 +89,5 @@ class _Punctuation(dict):
         elif category[0] in "PS" or character.isspace():
             self[code] = " "
         else:
-            self[code] = "" if category in ("Cc", "Cf") else character
+            self[code] = "" if category in ("Cc", "Cf", "Cs") or character in EMOJI_MARKS else character
         return self[code]

@@ -43,6 +43,11 @@ class Tokenizer(ABC):
         return self._labels
 
     @property
+    def spaced(self) -> bool:
+        """Whether texts have spaces between words: labels are words, or one of them holds a space."""
+        return self.unit == "word" or any(" " in label or "▁" in label for label in self.labels)
+
+    @property
     @abstractmethod
     def word_starts(self) -> list[bool]:
         """For each label whether a new word begins with it."""

@@ -38,6 +38,17 @@ def bundle(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.fixture
+def refused(clean, capsys):
+    def call(command: str, *arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run(command, [*arguments])
+        assert stopped.value.code == 1
+        return capsys.readouterr().err
+
+    return call
+
+
 def texts(manifest: Path, *spoken: str) -> Path:
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     lines = [json.dumps({**row, "text": text}) + "\n" for row, text in zip(rows, spoken, strict=True)]
@@ -66,6 +77,35 @@ def test_emissions_are_computed_once(bundle, manifest, tmp_path, monkeypatch):
     texts(manifest, "a", "a", "a", "a")
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         tuning.load_speech(recognizer, manifest, tmp_path / "cache")
+
+
+def test_another_search_in_the_same_folder_does_no_harm(bundle, manifest, tmp_path):
+    recognizer = asr.load(bundle, "cpu")
+    ours = tuning.load_speech(recognizer, manifest, tmp_path / "cache")
+    before = [np.array(emissions) for emissions in ours.emissions]
+    rows = manifest.read_text().splitlines(keepends=True)
+    (reversed_ := manifest.with_name("other.jsonl")).write_text("".join(rows[::-1]))
+    tuning.load_speech(recognizer, reversed_, tmp_path / "cache")
+    assert all(np.array_equal(a, b) for a, b in zip(before, ours.emissions, strict=True))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_refused_before_the_work(bundle, manifest, tmp_path, refused):
+    common = f"checkpoint={bundle}", f"manifest={manifest}"
+    assert "Take another name" in refused("tune_decoder", *common, "decoder=greedy", "name=greedy")
+    (tmp_path / "file").write_text("mine")
+    assert "out=file" in refused("tune_decoder", *common, "decoder=greedy", "out=file")
+    assert "out=file: is there already" in refused("label_prior", *common, "out=file")
+    (tmp_path / "text").write_text("a bad")
+    assert "arpa=file: is there already" in refused("train_lm", "train=text", "out=lm", "arpa=file")
+    assert "file/lm: cannot be written" in refused("train_lm", "train=text", "out=file/lm")
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "lm").exists()
+
+
+def test_results_are_kept_when_groups_are_wrong(bundle, manifest, tmp_path, refused):
+    options = "out=kept", "group_by=[speakr]"
+    assert "speakr" in refused("evaluate", f"checkpoint={bundle}", f"manifest={manifest}", *options)
+    assert len(Path("kept/results.jsonl").read_text().splitlines()) == 4
 
 
 def test_the_best_options_make_the_fewest_errors(bundle, tmp_path):
@@ -123,7 +163,8 @@ def test_another_decoder_may_read_the_bundles_files(bundle, manifest, tmp_path, 
     lm = "decoder.lm=bundle:lm/lm.arpa"
     run("tune_decoder", [f"checkpoint={bundle}", f"manifest={manifest}", lm, "search.lm_weight=[0.5]", "out=tuned"])
     tuned = yaml.safe_load(Path("tuned/decoder/tuned.yaml").read_text())
-    assert tuned["lm"] == str(bundle / "bundle/lm/lm.arpa")
+    assert tuned["lm"] == "bundle:lm/lm.arpa", "and not where a zip was unpacked for the while"
+    run("evaluate", [f"checkpoint={bundle}", f"manifest={manifest}", "--config-dir", "tuned", "decoder=tuned"])
     for option, message in {
         "decoder.lm=bundle:lm/no.arpa": "decoder.lm=bundle:lm/no.arpa is missing",
         "decoder.lm=bundle:../../words.arpa": "it lies outside",
