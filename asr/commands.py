@@ -64,7 +64,7 @@ def evaluate(config: dict[str, Any]) -> None:
 
     manifest = Path(config["manifest"])
     checkpoint = Path(config["checkpoint"])
-    decoder = config["decoder"] or open_checkpoint(checkpoint).config["decoder"]
+    decoder = config["decoder"] or open_checkpoint(config["checkpoint"]).config["decoder"]
     about = {"decoder": decoder, "engine": config["engine"], "channel": config["channel"]}
     out = Path(config["out"]) if config["out"] else results_folder(checkpoint, manifest, about)
     other = read_results(config["compare"]) if config["compare"] else None
