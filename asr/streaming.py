@@ -65,7 +65,8 @@ class Stream:
         Raises:
             AudioError: another shape or type.
         """
-        return self._decode(self._source.step(np.asarray(samples * full_scale(samples, (1,)), np.float32)))
+        scaled = np.asarray(samples) * full_scale(samples, (1,))
+        return self._decode(self._source.step(scaled.astype(np.float32)))
 
     def finish(self) -> Partial:
         """End the stream: the words that were not final yet."""

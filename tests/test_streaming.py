@@ -17,7 +17,7 @@ from asr import recognizer as recognizer_module
 from asr.cli import run
 from asr.decoders import Beam, Greedy
 from asr.encoders import Blstm, Lstm
-from asr.errors import ConfigError
+from asr.errors import AudioError, ConfigError
 from asr.featurizers import LogMel, Mfcc, Spectrogram
 from asr.model import AcousticModel
 from asr.pipeline import Pipeline
@@ -322,6 +322,24 @@ def test_the_end_of_the_microphone_is_the_end_of_the_stream(live, monkeypatch, c
 
     monkeypatch.setattr("asr.transcription.read_pcm", interrupted)
     assert live(np.zeros(9), "live=true") == "bad cab\n"
+
+
+def test_integers_are_scaled():
+    class Heard:
+        latency = 0.0
+
+        def step(self, samples: np.ndarray) -> np.ndarray:
+            found.append(samples)
+            return np.zeros((0, 3), np.float32)
+
+    found: list[np.ndarray] = []
+    stream = Stream(Heard(), Greedy(Characters("ab")), 0.04)  # type: ignore[arg-type]
+    samples = np.array([-32768, 0, 1, 32767], np.int16)
+    for given in (samples, samples / np.float32(32768), (samples / 32768).tolist()):
+        stream.step(given)
+        np.testing.assert_array_equal(found.pop(), samples / np.float32(32768))
+    with pytest.raises(AudioError, match=r"shape \(4, 1\)"):
+        stream.step(samples[:, None])
 
 
 def test_samples_are_taken_as_they_come():

@@ -98,7 +98,7 @@ def read_blocks(
             for samples in blocks
         )
         for block in mono if rate == sample_rate else resample_blocks(mono, rate, sample_rate):
-            if not _heard(block):
+            if not _is_sound(block):
                 raise AudioError(f"{shown(path)}: has samples that are {NO_SOUND}. Leave the file out.")
             yield block
 
@@ -147,7 +147,7 @@ def read_samples(
     return blocks()
 
 
-def _heard(block: np.ndarray) -> bool:
+def _is_sound(block: np.ndarray) -> bool:
     return bool(np.abs(block).max(initial=0) <= LOUDEST)  # False for NaN
 
 
@@ -197,7 +197,7 @@ def array_blocks(samples: np.ndarray, rate: int, sample_rate: int, channel: int 
             yield np.ascontiguousarray(picked * scale, np.float32)
 
     for block in mono() if rate == sample_rate else resample_blocks(mono(), rate, sample_rate):
-        if not _heard(block):
+        if not _is_sound(block):
             raise AudioError(f"array: has samples that are {NO_SOUND}.")
         yield block
 

@@ -64,8 +64,10 @@ class Normalizer:
         if self.table is not None:  # the forms above can bring forth new punctuation: "ŉ" is "ʼn", "…" is "..."
             text = EDGE_APOSTROPHES.sub(" ", text.translate(APOSTROPHES).translate(self.table))
         # what was taken out may have parted a letter from its accent, so the form comes last
-        words = (word.lstrip(JOINERS).rstrip(JOINERS[0]) for word in text.split())  # at an edge they join nothing
-        text = self.space.join(filter(None, words)) if self.table is not None else self.space.join(text.split())
+        words = text.split()
+        if self.table is not None:  # at the edge of a word, joiners join nothing
+            words = [stripped for word in words if (stripped := word.lstrip(JOINERS).rstrip(JOINERS[0]))]
+        text = self.space.join(words)
         return unicodedata.normalize(self.unicode_form, text)  # type: ignore[arg-type]
 
 

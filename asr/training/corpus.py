@@ -19,12 +19,9 @@ from asr.plugins import instantiate
 from asr.training.folder import is_main_process
 
 SPLITS = {
-    key: re.compile(rf"({names})([^a-z].*)?", re.IGNORECASE)
-    for key, names in {
-        "train": "train|training",
-        "validation": "validation|valid|val|dev|development",
-        "test": "test|testing",
-    }.items()
+    "train": re.compile(r"train(ing)?([^a-z].*)?", re.IGNORECASE),
+    "validation": re.compile(r"(val(id(ation)?)?|dev(elopment)?)([^a-z].*)?", re.IGNORECASE),
+    "test": re.compile(r"test(ing)?([^a-z].*)?", re.IGNORECASE),
 }
 """What a corpus' splits are called, such as `dev-clean`, by the key of `data` that they go to."""
 POLL = 3.0
