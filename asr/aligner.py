@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from asr.data.audio import audio_duration, read_blocks
+from asr.data.containers import STDIN
 from asr.decoders.alignment import align as align_labels
 from asr.decoders.greedy import collect_words
 from asr.errors import AsrError, AudioError, DataError
@@ -72,6 +73,8 @@ def align_each(
 
 def _is_long(utterance: Utterance) -> bool:
     """Whether an utterance takes several windows."""
+    if utterance.audio_filepath == STDIN:  # its length is known when it was read, and it is read only once
+        return True
     try:
         seconds = utterance.duration or audio_duration(utterance.audio_filepath) - utterance.offset
     except AsrError:  # it will come again when the audio is read

@@ -270,9 +270,13 @@ def quote(override: str) -> str:
 
     >>> quote("checkpoint=runs/a, b/epoch=3-step=9.ckpt")
     "checkpoint='runs/a, b/epoch=3-step=9.ckpt'"
+    >>> quote("transcript=[noise] yes")
+    "transcript='[noise] yes'"
     """
     key, value = override.split("=", 1)
     is_path = re.sub(r"^corpus\.parts\.\w+", "corpus", key.lstrip("+")) in PATH_KEYS
+    if key == "transcript" and value[:1] in ("[", "{"):  # a text, never a list
+        return f"{key}={_literal(value)}"
     if value in ("", "null") or ((not is_path or value[0] in "'\"[{") and _parses(override)):
         return override
     if is_path and value[0] == "[" and value[-1] == "]":  # a list of paths

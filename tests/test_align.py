@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -385,6 +387,15 @@ def test_one_recording(world, capsys):
     assert {path.name for path in (world / "out").iterdir()} == {
         "alignments.ctm", "alignments.jsonl", "suspicious.jsonl", "a=b,_1.TextGrid",
     }  # fmt: skip
+
+
+def test_standard_input(world, capsys, monkeypatch):
+    content = Path(write(world / "a.wav", speak("bad cab"))).read_bytes()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    run("align", ["checkpoint=x", "-", "transcript=[bad] cab"])
+    assert [line.split()[2:5] for line in capsys.readouterr().out.splitlines()] == [
+        ["0.000", "0.440", "bad"], ["0.640", "0.440", "cab"],
+    ]  # fmt: skip
 
 
 def test_what_cannot_be(world, refused):
