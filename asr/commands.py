@@ -72,8 +72,8 @@ def evaluate(config: dict[str, Any]) -> None:
     check_folder(out, config["overwrite"] or not config["out"])
     results, seconds = evaluate_manifest(recognizer, config["manifest"])
     groups = [config["group_by"]] if isinstance(config["group_by"], str) else config["group_by"] or ()
-    about |= {"command": shlex.join(sys.argv), "manifest": str(manifest.resolve())}
-    about |= {"checkpoint": str(checkpoint.resolve())}
+    about |= {"manifest": str(manifest.resolve()), "checkpoint": str(checkpoint.resolve())}
+    about |= {"command": shlex.join(sys.argv)}
     try:
         evaluation = summarize(results, groups, seconds, other, str(config["compare"]))
     except AsrError:  # of groups or what to compare with: no reason to lose the results
@@ -245,6 +245,7 @@ def tune_decoder(config: dict[str, Any]) -> None:
     _set_threads(config["threads"])
     from asr.bundle import find_bundle, install_decoder, resolve_paths
     from asr.evaluation import tuning
+    from asr.evaluation.files import check_folder
     from asr.recognizer import load
 
     if config["metric"] not in tuning.COUNTS:
@@ -255,7 +256,7 @@ def tune_decoder(config: dict[str, Any]) -> None:
     out = Path(config["out"])
     if config["name"] in plugins.config_names("decoder"):
         raise ConfigError(f"name={config['name']}: decoder={config['name']} is another config. Take another name.")
-    tuning.check_out(out)
+    check_folder(out, overwrite=True)
     space = tuning.search_space(decoder, config["search"])
     recognizer = load(config["checkpoint"], config["device"], None, config["batch_seconds"], config["channel"])
     plugins.instantiate(decoder, "decoder", tokenizer=recognizer.pipeline.tokenizer)  # what is wrong shows at once

@@ -65,8 +65,9 @@ class Stream:
         Raises:
             AudioError: another shape or type.
         """
-        scaled = np.asarray(samples) * full_scale(samples, (1,))
-        return self._decode(self._source.step(scaled.astype(np.float32)))
+        samples = np.asarray(samples)
+        scaled = samples * full_scale(samples, (1,))
+        return self._decode(self._source.step(scaled.astype(np.float32, copy=False)))
 
     def finish(self) -> Partial:
         """End the stream: the words that were not final yet."""

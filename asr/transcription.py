@@ -177,9 +177,8 @@ class _Lines:
             text = word.text
             if self._last.text:
                 is_new = word.start - self._last.end >= self._pause
-                text = (
-                    f"\n{text}" if is_new else joined([self._last.text, text], self._tokenizer)[len(self._last.text) :]
-                )
+                together = joined([self._last.text, text], self._tokenizer)
+                text = f"\n{text}" if is_new else together[len(self._last.text) :]
             print(text, end="", flush=True)
             self._last = word
 

@@ -7,14 +7,13 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from asr.data.audio import lost_seconds, sound_file
+from asr.data.audio import UNREADABLE_AUDIO, lost_seconds, sound_file
 from asr.types import Utterance
 
 if TYPE_CHECKING:
     import soundfile
 
 MISSING_AUDIO = "missing audio"
-UNREADABLE_AUDIO = "unreadable audio"
 EMPTY_AUDIO = "empty audio"
 SILENT_AUDIO = "silent audio"
 MISSING_TEXT = "missing text"

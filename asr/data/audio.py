@@ -21,6 +21,8 @@ from asr.errors import AudioError
 if TYPE_CHECKING:
     import soundfile
 
+UNREADABLE_AUDIO = "unreadable audio"
+"""Why an utterance is left out."""
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aiff", ".aif", ".au", ".w64", ".m4a")
 """What is taken for audio in a folder, in lower case."""
 BLOCK = 60.0
@@ -157,7 +159,6 @@ def full_scale(samples: np.ndarray, dimensions: Sequence[int]) -> float:
     Raises:
         AudioError: another type, or another number of dimensions.
     """
-    samples = np.asarray(samples)
     if samples.ndim not in dimensions or samples.dtype.kind not in "fi":
         shapes = " or ".join(("(N,)", "(N, channels)")[d - 1] for d in dimensions)
         raise AudioError(
@@ -178,7 +179,8 @@ def array_blocks(samples: np.ndarray, rate: int, sample_rate: int, channel: int 
     Raises:
         AudioError: another shape or type, no samples, NaN samples, or no such channel.
     """
-    scale, samples = full_scale(samples, (1, 2)), np.asarray(samples)
+    samples = np.asarray(samples)
+    scale = full_scale(samples, (1, 2))
     rows = samples[:, None] if samples.ndim == 1 else samples
     if not rows.size:
         raise AudioError(f"array: has shape {samples.shape}: there are no samples.")

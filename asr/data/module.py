@@ -16,7 +16,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from asr.data.audio import audio_duration
+from asr.data.audio import UNREADABLE_AUDIO, audio_duration
 from asr.data.index import ManifestIndex
 from asr.data.loader import LeftOut, Manifests, SpeechDataset, SpeechLoader
 from asr.data.manifest import open_rows, write_manifest
@@ -36,7 +36,6 @@ CHUNK = 1 << 20
 MOST_TEXTS = 1_000_000
 """Transcripts that a tokenizer learns from, at the most."""
 TOO_SHORT = "too short for CTC"
-UNREADABLE_AUDIO = "unreadable audio"
 
 
 @dataclass

@@ -256,7 +256,8 @@ def share_quotas(shares: np.ndarray, starts: list[int], together: int) -> list[d
             edges = before[first : first + together + 1] - before[first]
             count = max(count, min(1, int(edges[-1])))
             last = -(-np.arange(1, count + 1) * edges[-1] // max(1, count)) - 1  # where each draw may fall
-            for quota, drawn in zip(quotas[first:], np.diff(np.searchsorted(last, edges)).tolist(), strict=False):
+            draws = np.diff(np.searchsorted(last, edges)).tolist()
+            for quota, drawn in zip(quotas[first : first + together], draws, strict=True):
                 quota[share] = drawn
     return quotas
 

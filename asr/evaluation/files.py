@@ -34,7 +34,7 @@ def check_folder(folder: str | Path, overwrite: bool = False) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be made ({error.strerror}). Choose another folder with out=DIR.") from None
+        raise DataError(f"out={folder}: cannot be made ({error.strerror}). Choose another: out=DIR.") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(f"{folder}: no permission to write. Choose another folder with out=DIR.")
 

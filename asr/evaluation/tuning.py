@@ -92,14 +92,6 @@ def search_space(decoder: Mapping[str, Any], given: Mapping[str, Sequence[Any] |
     return chosen
 
 
-def check_out(folder: Path) -> None:
-    """Make the folder of a search, before there is work to lose."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"out={folder}: cannot be made a folder ({error.strerror or error}). Take another.") from None
-
-
 def load_speech(recognizer: Recognizer, manifest: str | Path, cache: Path) -> Speech:
     """The emissions of a manifest: from the cache, if it holds those of this model and manifest, else computed into it.
 

@@ -31,7 +31,6 @@ def save_folder(folder: str | Path, header: Mapping[str, Any], write: Callable[[
     folder = Path(folder)
     check_replaceable(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
             new = Path(partial) / "new"
             new.mkdir()
@@ -46,7 +45,7 @@ def save_folder(folder: str | Path, header: Mapping[str, Any], write: Callable[[
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise a DataError if a place holds something other than a language model."""
+    """Make the folder above; raise a DataError if that fails, or the place holds something other than a model."""
     if folder.is_dir() and ((folder / HEADER).is_file() or not any(folder.iterdir())):
         return
     if folder.exists():

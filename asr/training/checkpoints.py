@@ -65,8 +65,7 @@ def follow_folder(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
         for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
             state[key] = found if (found := str(folder / Path(state[key]).name)) in kept else ""
         if state["best_model_path"]:
-            state |= {"dirpath": callback.dirpath, "best_k_models": kept}
-            checkpoint["callbacks"][callback.state_key] = state
+            state.update(dirpath=callback.dirpath, best_k_models=kept)
 
 
 class ExactCheckpoint(Callback):

@@ -39,11 +39,8 @@ LEARNING = ("optimizer", "schedule", "objective", "augment", "seed", "freeze", "
 """Keys that a resumed run must not change, beside those of the recognizer."""
 
 MONITORED = ("val_wer", "val_cer", "val_loss", "val_blank")
-PASSED_BY = (
-    ("trainer.max_epochs", "epochs"),
-    ("trainer.max_steps", "max_steps"),
-    ("trainer.limit_train_batches", "max_steps"),
-)
+"""What a validation logs."""
+PASSED_BY = {"max_epochs": "epochs", "max_steps": "max_steps", "limit_train_batches": "max_steps"}
 """Options of Lightning's trainer that the schedule would not know of, and ours in their place."""
 
 RESUMING: dict[str, tuple[str, ...]] = {"CsvLogger": ("resume_step",), "TensorBoardLogger": ("purge_step",)}
@@ -172,9 +169,9 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool, resume_step: 
         has_validation: whether there is a validation set.
         resume_step: where a resumed run goes on; what loggers have of later steps will come again.
     """
-    for theirs, ours in PASSED_BY:
-        if theirs.removeprefix("trainer.") in config["trainer"]:
-            raise ConfigError(f"{theirs}: say {ours}=… instead; the schedule needs to know it, too.")
+    for theirs, ours in PASSED_BY.items():
+        if theirs in config["trainer"]:
+            raise ConfigError(f"trainer.{theirs}: say {ours}=… instead; the schedule needs to know it, too.")
     if "overfit_batches" in config["trainer"]:
         raise ConfigError("trainer.overfit_batches: take a short manifest instead: data.train=FEW.jsonl.")
     if (precision := str(config["trainer"].get("precision"))).endswith("-true") and precision != "32-true":
@@ -284,8 +281,9 @@ def check_resumable(
     config: Mapping[str, Any],
     world_size: int,
 ) -> None:
-    """Refuse to resume what the config no longer describes: other stages, labels, optimizer, schedule or its length,
-    objective, augmentation or seed.
+    """Refuse to resume what the config no longer describes.
+
+    That is other stages or labels, or another optimizer, schedule or length of it, objective, augmentation or seed.
 
     Raises:
         CheckpointError: with the keys that differ.
