@@ -310,6 +310,7 @@ def _register_resolvers() -> None:
     from asr.training.folder import run_id
 
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
+    OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
 
 
 def _refuse_multirun_on_devices(config: Any) -> None:
