@@ -17,6 +17,7 @@ from rich.text import Text
 
 from asr.data.manifest import to_row
 from asr.data.remote import is_url
+from asr.data.shards import parse_member
 from asr.errors import AsrError, ConfigError, DataError
 from asr.evaluation.files import check_folder
 from asr.recordings import in_order
@@ -57,7 +58,10 @@ class AlignmentFolder:
         check_formats(formats, FORMATS)
         self.folder, self.formats, self.utterances, self.channel = Path(folder), formats, utterances, channel
         self.names = [f"{name}.TextGrid" for name in safe_names([utterance.id for utterance in utterances])]
-        self.recordings = recording_names([utterance.audio_filepath for utterance in utterances])
+        # a member of a shard has no name of its own
+        audio = [u.id if parse_member(u.audio_filepath) else u.audio_filepath for u in utterances]
+        named = recording_names(audio)
+        self.recordings = {u.audio_filepath: named[path] for u, path in zip(utterances, audio, strict=True)}
         files = [SUSPICIOUS, *([JSON] if "json" in formats else []), *([CTM] if "ctm" in formats else [])]
         files += self.names if "textgrid" in formats else []
         found = [file for file in files if (self.folder / file).exists()]

@@ -128,6 +128,8 @@ def find_bundle(checkpoint: str | Path) -> Path:
 def install_decoder(checkpoint: str | Path, decoder: Mapping[str, Any]) -> Path:
     """Give a bundle another decoder as its own, with the files that it reads.
 
+    Those that the old one reads stay, but where the new one has others of their names.
+
     Args:
         checkpoint: a bundle, or a run's folder that holds one.
         decoder: its config.
@@ -141,7 +143,7 @@ def install_decoder(checkpoint: str | Path, decoder: Mapping[str, Any]) -> Path:
     folder = find_bundle(checkpoint)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
         new = Path(partial) / "new"
-        shutil.copytree(folder, new, ignore=shutil.ignore_patterns(LM))
+        shutil.copytree(folder, new)
         config = _read_config(folder)
         _write_config(new, {**config, "decoder": _take_along(resolve_paths(decoder, folder), new)})
         _swap(new, folder)
@@ -156,6 +158,7 @@ def _take_along(decoder: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             return value
         place = folder / LM / (key + "".join(Path(value).suffixes if Path(value).is_file() else ()))
         place.parent.mkdir(exist_ok=True)
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
         (shutil.copytree if Path(value).is_dir() else shutil.copy)(value, place)
         return f"{OWN}{LM}/{place.name}"
 
@@ -193,6 +196,18 @@ def resolve_paths(decoder: Mapping[str, Any], checkpoint: str | Path) -> dict[st
         return str((folder / place).resolve())
 
     return map_options(decoder, resolve)
+
+
+def own_paths(decoder: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The inverse of `resolve_paths`: what a decoder's config says wherever the bundle lies."""
+    folder = folder.resolve()
+
+    def shorten(key: str, value: Any) -> Any:
+        if not names_file(key, value) or not Path(value).is_relative_to(folder):
+            return value
+        return OWN + Path(value).relative_to(folder).as_posix()
+
+    return map_options(decoder, shorten)
 
 
 def _outside(source: Path, key: str, value: str) -> CheckpointError:

@@ -7,6 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from asr import plugins, signals
@@ -39,6 +42,11 @@ PATH_KEYS = (
     "model", "train", "test", "arpa", "output", "shards",
 )  # fmt: skip
 """Keys whose values are taken literally: paths, and the transcript to align."""
+FLAGS = (
+    "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion",
+    "-sc", "--info", "-i",
+)  # fmt: skip
+"""Hydra's."""
 FLAGS_WITH_VALUE = (
     "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c",
     "--experimental-rerun",
@@ -64,7 +72,8 @@ def main() -> None:
         listing = "\n".join(f"  {command:<11} {what}" for command, what in COMMANDS.items())
         usage = f"usage: asr COMMAND [key=value …]\n{listing}\nasr COMMAND --help shows a command's options."
         if name in ("-h", "--help"):
-            print(usage)
+            with _until_read():
+                print(usage)
             raise SystemExit(0)
         wrong = f"error: there is no command '{name}'. {near_matches(name, COMMANDS)}\n" if name else ""
         print(wrong + usage, file=sys.stderr)
@@ -90,12 +99,13 @@ def run(command: str, arguments: list[str] | None = None) -> None:
     if command == "train":  # before the imports: those take longer than a batch system may wait
         signals.install()
     try:
-        if command == "plugins":
-            _run_plugins(arguments)
-        elif command == "info":
-            _run_info(arguments)
-        else:
-            _run_hydra(command, arguments)
+        with _until_read():
+            if command == "plugins":
+                _run_plugins(arguments)
+            elif command == "info":
+                _run_info(arguments)
+            else:
+                _run_hydra(command, arguments)
     except AsrError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -103,6 +113,19 @@ def run(command: str, arguments: list[str] | None = None) -> None:
         raise SystemExit(130) from None
     finally:
         signals.restore()
+
+
+@contextmanager
+def _until_read() -> Iterator[None]:
+    """Print until what reads our output has enough, such as `head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
+        raise SystemExit(141) from None
 
 
 def _run_plugins(arguments: list[str]) -> None:
@@ -150,20 +173,22 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
         from asr import commands
 
         try:  # here, because Hydra adds to what leaves the task
-            plain = _plain(config, command, options)
-            getattr(commands, command)(plain, files) if files else getattr(commands, command)(plain)
+            with _until_read():
+                plain = _plain(config, command, options)
+                getattr(commands, command)(plain, files) if files else getattr(commands, command)(plain)
         except AsrError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
-        except BrokenPipeError:  # what reads our output has enough, such as `head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
-            raise SystemExit(141) from None
 
     sys.argv = [argv[0], *options]
     try:
         task()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, command, options)) from None
+    except ValueError as error:
+        if not str(error).startswith("Only one of --"):  # Hydra's, of flags
+            raise
+        raise ConfigError(str(error)) from None
     finally:
         sys.argv = argv
 
@@ -248,12 +273,18 @@ def split_arguments(arguments: list[str], takes_files: bool) -> tuple[list[str],
     for word in arguments:
         if previous in ("--info", "-i") and word not in INFO:
             flags.append("all")
-        is_flag = word.startswith("-") and not (takes_files and word == STDIN)
-        if previous in FLAGS_WITH_VALUE or (previous in ("--info", "-i") and word in INFO) or is_flag:
+        if previous in FLAGS_WITH_VALUE or (previous in ("--info", "-i") and word in INFO):
+            flags.append(word)
+        elif takes_files and (word == STDIN or os.path.exists(word)):
+            files.append(word)
+        elif word.startswith("-"):
+            if word.split("=")[0] not in (*FLAGS, *FLAGS_WITH_VALUE):
+                key = word.lstrip("-").split("=")[0]
+                raise ConfigError(f"{word}: there is no such flag. Options have no dashes: {key}=…")
             flags.append(word)
         elif word.startswith("~"):
             options.append(word)
-        elif OVERRIDE.match(word) and not (takes_files and os.path.exists(word)):
+        elif OVERRIDE.match(word):
             options.append(quote(word))
         elif takes_files:
             files.append(word)
@@ -341,7 +372,7 @@ def _explain(error: Exception, command: str, options: list[str]) -> str:
     missing = re.search(r"(?:Could not find|In '[^']*': Could not find|Could not load) '([^']+)'", text)
     if missing and "/" in missing[1]:
         group, name = missing[1].rsplit("/", 1)
-        if known := plugins.config_names(group):
+        if known := _config_names(group, options):
             return f"{group}={name}: there is no such config in the group '{group}'. {near_matches(name, known)}"
     unknown = re.search(r"Key '[^']+' is not in struct[\s\S]*?full_key: ([\w.]+)", text) or re.search(
         r"Could not override '([^']+)'", text
@@ -349,6 +380,17 @@ def _explain(error: Exception, command: str, options: list[str]) -> str:
     if unknown:
         return f"{unknown[1]}: there is no such option. {_near_key(unknown[1], command, options)}".rstrip()
     return text
+
+
+def _config_folders(options: list[str]) -> list[str]:
+    """What is given by `--config-dir`."""
+    named = [word for flag, word in pairwise(options) if flag in ("--config-dir", "-cd")]
+    return named + [word.split("=", 1)[1] for word in options if word.startswith(("--config-dir=", "-cd="))]
+
+
+def _config_names(group: str, options: list[str]) -> list[str]:
+    own = [path.stem for folder in _config_folders(options) for path in Path(folder, group).glob("*.yaml")]
+    return sorted({*plugins.config_names(group), *own})
 
 
 def _near_key(key: str, command: str, options: list[str]) -> str:
@@ -360,6 +402,9 @@ def _near_key(key: str, command: str, options: list[str]) -> str:
 
     GlobalHydra.instance().clear()
     choices = [word for word in options if OVERRIDE.match(word) and "." not in word.split("=")[0]]
+    if folders := _config_folders(options):
+        paths = (_literal(f"file://{os.path.abspath(folder)}") for folder in folders)
+        choices.append(f"hydra.searchpath=[{','.join(paths)}]")
     with initialize_config_module("asr.conf", version_base="1.3"):
         try:
             config: Any = compose(command, overrides=choices)
@@ -371,7 +416,7 @@ def _near_key(key: str, command: str, options: list[str]) -> str:
         node = node.get(part) if hasattr(node, "get") else None
     if key in ("experiment", "+experiment"):
         return f"Write +experiment=…, with a plus. There are: {', '.join(plugins.config_names('experiment'))}."
-    if parents and config.get(parents[0]) is None and (known := plugins.config_names(parents[0])):
+    if parents and config.get(parents[0]) is None and (known := _config_names(parents[0], options)):
         return f"No {parents[0]} is chosen: add {parents[0]}=NAME. There are: {', '.join(known)}."
     hint = near_matches(last, map(str, node)) if hasattr(node, "keys") else ""
     if key in ("trainer.max_epochs", "trainer.max_steps"):

@@ -57,14 +57,17 @@ def prepare(config: dict[str, Any]) -> None:
 
 def evaluate(config: dict[str, Any]) -> None:
     """Score a recognizer on a manifest; write hypotheses, counts and aligned errors."""
-    from asr.bundle import open_checkpoint
+    from asr.bundle import open_checkpoint, own_paths
     from asr.evaluation.decode import evaluate_manifest
     from asr.evaluation.files import check_folder, read_results, write_results
     from asr.evaluation.report import print_evaluation, summarize
 
     manifest = Path(config["manifest"])
     checkpoint = Path(config["checkpoint"])
-    decoder = config["decoder"] or open_checkpoint(config["checkpoint"]).config["decoder"]
+    decoder = config["decoder"]
+    if decoder is None:
+        found = open_checkpoint(config["checkpoint"])
+        decoder = own_paths(found.config["decoder"], found.path)
     about = {"decoder": decoder, "engine": config["engine"], "channel": config["channel"]}
     out = Path(config["out"]) if config["out"] else results_folder(checkpoint, manifest, about)
     other = read_results(config["compare"]) if config["compare"] else None
@@ -215,6 +218,7 @@ def average(config: dict[str, Any]) -> None:
     """Average the weights of checkpoints into a bundle; score it beside its parts."""
     _set_threads(config["threads"])
     from asr.bundle import save_bundle
+    from asr.data.index import ManifestIndex
     from asr.evaluation.decode import evaluate_manifest
     from asr.evaluation.report import summarize
     from asr.recognizer import load
@@ -225,12 +229,13 @@ def average(config: dict[str, Any]) -> None:
         raise ConfigError(f"out={out}: is there already. Take another, or replace a bundle with overwrite=true.")
     if bool(config["checkpoints"]) == bool(config["run"]):
         raise ConfigError("Average what? Name checkpoints=[A.ckpt,B.ckpt], or run=RUN for its last ones.")
+    manifest = ManifestIndex(config["manifest"]) if config["manifest"] else None  # what is wrong with it shows now
     named = config["checkpoints"]
     parts = [named] if isinstance(named, str) else named or averaging.last_checkpoints(config["run"], config["last"])
     pipeline, found = averaging.average(parts)
     names = "".join(f"- {part}\n" for part in parts)
     save_bundle(out, pipeline, found, f"# Mean of checkpoints\n\n{names}\nCommand: `{shlex.join(sys.argv)}`\n")
-    if config["manifest"]:
+    if manifest is not None:
         for checkpoint in (*parts, out):
             recognizer = load(
                 checkpoint, config["device"], config["decoder"], config["batch_seconds"], config["channel"]
@@ -256,6 +261,9 @@ def tune_decoder(config: dict[str, Any]) -> None:
     out = Path(config["out"])
     if config["name"] in plugins.config_names("decoder"):
         raise ConfigError(f"name={config['name']}: decoder={config['name']} is another config. Take another name.")
+    path = out / "decoder" / f"{config['name']}.yaml"
+    if path.exists() and not config["overwrite"]:
+        raise ConfigError(f"{path}: is there already. Take another out= or name=, or replace it with overwrite=true.")
     check_folder(out, overwrite=True)
     space = tuning.search_space(decoder, config["search"])
     recognizer = load(config["checkpoint"], config["device"], None, config["batch_seconds"], config["channel"])
@@ -269,7 +277,6 @@ def tune_decoder(config: dict[str, Any]) -> None:
     print(before.format(f"the recognizer's own decoder: {config['metric'].upper()}"))
     print(best.counts.format(f"the best: {config['metric'].upper()}"))
     found = {**tuning.absolute_paths(config["decoder"]), **best.options}
-    path = out / "decoder" / f"{config['name']}.yaml"
     comment = f"{best.counts.format(config['metric'].upper())} on {config['manifest']}\n{shlex.join(sys.argv)}"
     tuning.write_config(found, path, comment)
     print(f"to use it: --config-dir {shlex.quote(str(out))} decoder={config['name']}")

@@ -25,6 +25,7 @@ from asr.engines import INPUTS, OUTPUTS, OnnxEngine, OnnxModel, TorchEngine
 from asr.errors import CheckpointError, ConfigError
 from asr.exported import write_metadata
 from asr.model import AcousticModel
+from asr.plugins import instantiate
 
 OPSET = 17
 """The first with LayerNormalization."""
@@ -67,7 +68,9 @@ def export(checkpoint: str | Path, out: str | Path, quantize: str = "none", over
     model = export_model(pipeline.model, quantize == "int8")
     config = {**found.config, "decoder": portable_decoder(found.config["decoder"])}
     content = _onnx().load_model_from_string(model.content)
-    metadata = write_metadata(pipeline.tokenizer, describe(pipeline, config), found.card, model)
+    decoder = instantiate(config["decoder"], "decoder", tokenizer=pipeline.tokenizer)
+    bias = decoder.bias.offsets.tolist() if hasattr(decoder, "bias") else [0.0] * len(pipeline.tokenizer)
+    metadata = write_metadata(pipeline.tokenizer, bias, describe(pipeline, config), found.card, model)
     _onnx().helper.set_model_props(content, metadata)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

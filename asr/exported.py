@@ -1,8 +1,9 @@
 """An exported recognizer: one ONNX file, which holds the acoustic model, and in its metadata all else.
 
 The metadata are strings: `sample_rate`, `frame_seconds`, `stride` (samples from one emission frame to the next),
-`labels` (a JSON list, blank first), `separator` (between the labels of a text), `precision` (float32 or int8),
-`recognizer` (JSON: the bundle's config, the files of its tokenizer in base64, versions) and `card` (its README.md).
+`labels` (a JSON list, blank first), `bias` (a JSON list: what the decoder takes off each label's log-probability, such
+as a penalty on blank), `separator` (between the labels of a text), `precision` (float32 or int8), `recognizer` (JSON:
+the bundle's config, the files of its tokenizer in base64, versions) and `card` (its README.md).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,11 +24,14 @@ GRAPH, METADATA = 7, 14
 """Numbers of two fields of ONNX's ModelProto; the latter's entries have the fields 1, key, and 2, value."""
 
 
-def write_metadata(tokenizer: Any, recognizer: Mapping[str, Any], card: str, model: OnnxModel) -> dict[str, str]:
+def write_metadata(
+    tokenizer: Any, bias: Sequence[float], recognizer: Mapping[str, Any], card: str, model: OnnxModel
+) -> dict[str, str]:
     """What an exported file says beside its graph.
 
     Args:
         tokenizer: turns label ids into text.
+        bias: of each label, as the decoder takes it off the log-probabilities.
         recognizer: config, files of the tokenizer and versions, as `asr.bundle.describe` gives them.
         card: Markdown.
         model: what was exported.
@@ -40,6 +44,7 @@ def write_metadata(tokenizer: Any, recognizer: Mapping[str, Any], card: str, mod
         "frame_seconds": repr(model.frame_seconds),
         "stride": str(round(model.frame_seconds * model.sample_rate)),
         "labels": json.dumps(labels, ensure_ascii=False),
+        "bias": json.dumps([*bias]),
         "separator": " " if spaced else "",
         "precision": "int8" if model.int8 else "float32",
         "recognizer": json.dumps({**recognizer, "tokenizer": files}, ensure_ascii=False),

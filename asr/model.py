@@ -118,7 +118,7 @@ class AcousticModel(nn.Module):
         """
         encoder, featurizer = type(self.encoder).__name__, type(self.featurizer).__name__
         if not hasattr(self.encoder, "start"):
-            raise ConfigError(f"The encoder {encoder} reads an utterance from its end, too: it cannot hear it live.")
+            raise ConfigError(f"The encoder {encoder} needs the whole utterance: it cannot hear it live; lstm can.")
         if not hasattr(self.featurizer, "start"):
             raise ConfigError(f"The featurizer {featurizer} has no step(): it needs the whole utterance.")
         if isinstance(self.normalization, UtteranceNorm):

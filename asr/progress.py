@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from asr.data.audio import STDIN, UNKNOWN, sound_file
+from asr.data.remote import is_url
+from asr.data.shards import parse_member
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -63,8 +66,8 @@ class AudioProgress:
 
 
 def _seconds(path: str) -> float:
-    if path == STDIN:  # which libsndfile would open, and take the audio from
-        return 0.0
+    if path == STDIN or not (is_url(path) or parse_member(path) or os.path.isfile(path)):
+        return 0.0  # libsndfile would take the audio from standard input, or wait for what a pipe gives
     try:
         with sound_file(path) as file:
             return file.frames / file.samplerate if file.frames < UNKNOWN else 0.0

@@ -298,6 +298,13 @@ def test_times_of_a_ctm_are_of_the_recording(world):
     assert not (world / "out" / "alignments.jsonl").exists()
 
 
+def test_a_ctm_of_shards_names_the_utterances(world):
+    run("prepare", ["corpus=manifest", "corpus.path=m.jsonl", "out=all", "shards=shards"])
+    run("align", ["checkpoint=x", f"manifest={next(Path('shards').glob('*.jsonl'))}", "out=out", "format=ctm"])
+    names = {line.split()[0] for line in (world / "out" / "alignments.ctm").read_text("utf-8").splitlines()}
+    assert names >= set("012345")
+
+
 def test_swapped_transcripts_come_first(world, capsys):
     draw = np.random.default_rng(5)
     texts = ["".join(draw.choice(list(LETTERS[1:]), 6)) for _ in range(60)]

@@ -97,6 +97,9 @@ def test_the_only_speaker_cannot_be_held_out(train, refused, noise_manifest: Pat
     ("option", "says"),
     [
         ("encoder.layers=two", "encoder.layers=two: must be of type int"),
+        ("encoder.dropout=30", "encoder.dropout=30: must be 0 or more, and below 1"),
+        ("encoder.weight_dropout=1.0", "encoder.weight_dropout=1.0: must be"),
+        ("featurizer.bands=0", "featurizer.bands=0: must be 1 or more"),
         ("+encoder.widht=3", "encoder: has no option 'widht'. Did you mean width?"),
         ("normalization=local", "normalization=local: must be one of global, utterance"),
         ("trainer.precision=12", "trainer: Precision 12 is invalid"),

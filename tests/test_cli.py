@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from asr import plugins
-from asr.cli import main, run
+from asr.bundle import pipeline_config, save_bundle
+from asr.cli import main, run, split_arguments
 from asr.commands import results_folder
 from asr.errors import AudioError, ConfigError
+from tests.test_recognizer import CONFIG, pipeline
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -156,6 +158,7 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture, monkeypatc
         ("train", "corpus.root=x", ["corpus.root", "add corpus=NAME", "an4"]),
         ("train", "语音=3", ["语音"]),
         ("train", "demo", ["'demo' is neither an option"]),
+        ("transcribe", "--format", ["--format: there is no such flag", "format=…"]),
         ("evaluate", "manifest=x", ["checkpoint: has to be given: checkpoint=…"]),
         ("evaluate", "checkpoint=x", ["manifest: has to be given: manifest=…"]),
         ("transcribe", "a.wav", ["checkpoint: has to be given: checkpoint=…"]),
@@ -249,6 +252,33 @@ def test_own_experiments(tmp_path: Path, capsys: pytest.CaptureFixture, refused:
     assert "name: mine" in out
     assert "width: 7" in out
     assert "nowhere" in refused("train", "--config-dir", "nowhere", "+experiment=mine")
+    assert "Did you mean mine" in refused("train", "--config-dir", "my conf", "+experiment=mime")
+    (tmp_path / "my conf" / "decoder").mkdir()
+    (tmp_path / "my conf" / "decoder" / "tuned.yaml").write_text("_target_: asr.decoders.Greedy\nblank_penalty: 1\n")
+    chosen = ("--config-dir", "my conf", "decoder=tuned", "decoder.blank_penaltyy=1")
+    assert "Did you mean blank_penalty?" in refused("evaluate", "checkpoint=x", "manifest=x", *chosen)
+
+
+def test_flags_that_exclude_each_other(refused: Callable[..., str]) -> None:
+    assert "--multirun" in refused("train", "-m", "seed=1,2", "--cfg", "job")
+
+
+def test_any_file_that_is_there_is_a_file(tmp_path: Path) -> None:
+    for name in ("~a.wav", "-b.wav", "c=d.wav"):
+        (tmp_path / name).touch()
+    assert split_arguments(["~a.wav", "-b.wav", "c=d.wav", "e=f"], True) == (["~a.wav", "-b.wav", "c=d.wav"], ["e=f"])
+    assert split_arguments(["~a.wav"], False) == ([], ["~a.wav"])
+
+
+@pytest.mark.parametrize("arguments", ["--help", "info BUNDLE", "train --help"])
+def test_what_reads_the_output_may_have_enough(arguments: str, tmp_path: Path) -> None:
+    save_bundle(tmp_path / "BUNDLE", pipeline(), pipeline_config(CONFIG), "card")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "asr", *arguments.split()]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_what_an_experiment_says_to_replaced_components_is_left_out(

@@ -68,10 +68,12 @@ TOKENIZERS = {
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_is_loaded_as_a_bundle_is(tokenizer, audio, tmp_path):
     torch.manual_seed(3)
-    config = CONFIG | {"tokenizer": TOKENIZERS[tokenizer]}
+    penalized = {"_target_": "asr.decoders.Greedy", "blank_penalty": 50.0}
+    config = CONFIG | {"tokenizer": TOKENIZERS[tokenizer], "decoder": penalized}
     built = build(config, ["one two three four", "two one four"] * 3)
     with torch.no_grad():
         built.model.head.weight.mul_(20)
+        built.model.head.bias[0] += 50
     save_bundle(tmp_path / "bundle", built, pipeline_config(config), "# Card")
     path = export(tmp_path / "bundle", tmp_path / "new" / "a.onnx")
     assert [p.name for p in path.parent.iterdir()] == ["a.onnx"]
@@ -84,6 +86,9 @@ def test_is_loaded_as_a_bundle_is(tokenizer, audio, tmp_path):
         assert [(w.text, w.start, w.end) for w in one.words] == [(w.text, w.start, w.end) for w in other.words]
     with pytest.raises(ConfigError, match="is there already"):
         export(tmp_path / "bundle", path)
+    assert [t.text for t in theirs.transcribe(audio)] != [
+        t.text for t in asr.load(tmp_path / "bundle", device="cpu", decoder="greedy").transcribe(audio)
+    ]
     assert example(path, audio[:2]) == [f"{t.audio}\t{t.text}" for t in theirs.transcribe(audio[:2])]
 
 

@@ -1,4 +1,7 @@
-"""Every command and snippet of the README runs, in its order, on a miniature of the data that it names."""
+"""The commands and snippets of the README run, in its order, on a miniature of the data that they name.
+
+Those for many GPUs and clusters, in blocks marked `bash`, are composed.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+def commands(language: str = "sh") -> list[list[str]]:
+    lines = "".join(blocks(language)).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
@@ -95,6 +98,16 @@ def test_commands_and_python(world: Path, monkeypatch: pytest.MonkeyPatch, capsy
     capsys.readouterr()
     exec(compile(next(b for b in blocks("python") if "asr.load" in b), str(README), "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_trainings_on_clusters_are_composed(capsys: pytest.CaptureFixture) -> None:
+    found = [words for words in commands("bash") if any(word.startswith("scripts/train") for word in words)]
+    assert len(found) >= 5
+    for words in found:
+        script = next(k for k, word in enumerate(words) if word.startswith("scripts/train"))
+        arguments = [word.replace("seed=0,1,2", "seed=0") for word in words[script + 1 :] if word != "-m"]
+        cli.run("train", [*arguments, "--cfg", "job"])
+        assert "librispeech" in capsys.readouterr().out
 
 
 def test_the_plugin_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

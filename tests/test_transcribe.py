@@ -325,3 +325,12 @@ def test_what_is_loaded(tmp_path: Path) -> None:
     say("a.wav")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("a.wav\t") and done.stdout.splitlines()[1:] == [""]
+
+
+def test_the_bar_does_not_wait_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    code = (
+        "import io; from asr.progress import AudioProgress; t = io.StringIO(); t.isatty = lambda: True\n"
+        "AudioProgress(['pipe.wav'], t)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)

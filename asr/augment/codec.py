@@ -84,14 +84,15 @@ class Codec(nn.Module):
 def encode(samples: np.ndarray, sample_rate: int, codec: str, kbps: float) -> bytes:
     """(N,) samples → an Ogg Opus or MP3 file of about so many kbit/s, or what comes nearest to it."""
     if codec == "opus":
-        low, high = 6, 256
+        low, high, top = 6, 256, 1.0
         kind = {"format": "OGG", "subtype": "OPUS"}
     else:
         low, high = (8, 64) if sample_rate < 16000 else (8, 160) if sample_rate < 32000 else (32, 320)
+        top = 0.99  # libsndfile refuses 1
         kind = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT"}
-    level = (high - kbps) / (high - low)  # libsndfile's scale of bit rates; of MP3 it refuses 1
+    level = (high - kbps) / (high - low)  # libsndfile's scale of bit rates
     file = io.BytesIO()
-    soundfile.write(file, samples, sample_rate, compression_level=min(max(level, 0.0), 0.99), **kind)  # type: ignore[arg-type]
+    soundfile.write(file, samples, sample_rate, compression_level=min(max(level, 0.0), top), **kind)  # type: ignore[arg-type]
     return file.getvalue()
 
 

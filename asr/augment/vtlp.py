@@ -32,6 +32,7 @@ class Vtlp(nn.Module):
         lowest, highest: α is uniform between them.
         boundary_hz: F, below which the warping is proportional; `None`: 0.6 S, the paper's 4800 Hz at 16 kHz.
         probability: of an utterance to be warped.
+        coefficients: of cepstra, which have no axis to warp: must be `None`.
 
     Shapes: features (B, T, bands), lengths (B,) → the same.
     """
@@ -48,10 +49,11 @@ class Vtlp(nn.Module):
         highest: float = 1.1,
         boundary_hz: float | None = None,
         probability: float = 1.0,
+        coefficients: int | None = None,
     ):
         super().__init__()
-        if bands < 2:
-            raise ConfigError(f"augment.vtlp.bands={bands}: warps log mel energies: take featurizer=log_mel.")
+        if bands < 2 or coefficients is not None:
+            raise ConfigError(f"augment.vtlp.bands={bands}: it warps log mel energies: take featurizer=log_mel.")
         check_range("vtlp", "", lowest, highest, 0.5, 2)
         check_probability("vtlp", probability)
         self.bands, self.lowest, self.highest, self.probability = bands, lowest, highest, probability

@@ -53,7 +53,7 @@ def _results(run: Path, options: Sequence[str]) -> list[Result]:
     if not (scored / SUMMARY).is_file():
         print(f"training {run}", flush=True)
         run.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-c", "from asr.cli import main; main()", "train", *options]
+        command = [sys.executable, "-m", "asr", "train", *options]
         with run.with_suffix(".log").open("a") as log:
             code = subprocess.run([*command, f"out={run}", "resume=auto"], stdout=log, stderr=log).returncode
         if code:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import resource
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,20 @@ class Measurement:
 
 def report(title: str, measurements: list[Measurement], setting: dict[str, Any], out: str | None) -> None:
     """Print the table; write it and the setting to `out`."""
-    console = Console()
+    console = Console(markup=False)
     table = Table("", "", "unit", "target", "", box=None, pad_edge=False, show_header=False, title_justify="left")
     table.title = title
     table.columns[1].justify = "right"
     for m in filter(lambda m: m.shown, measurements):
         target = "" if m.target is None else f"≤ {m.target:g}"
-        color = "" if m.target is None else "[green]" if m.value <= m.target else "[red]"
-        table.add_row(m.what, color + m.format(), m.unit, target, m.note)
+        color = "" if m.target is None else "green" if m.value <= m.target else "red"
+        table.add_row(m.what, Text(m.format(), color), m.unit, target, m.note)
     console.print(table)
     console.print("; ".join(f"{key} {value}" for key, value in setting.items()), style="dim", highlight=False)
     if out:
         keys = ("what", "value", "unit", "target", "note")
         rows = {m.name: {k: v for k, v in asdict(m).items() if k in keys and v not in (None, "")} for m in measurements}
-        found = {"benchmark": title, "command": " ".join(sys.argv), "setting": setting, "results": rows}
+        found = {"benchmark": title, "command": shlex.join(sys.argv), "setting": setting, "results": rows}
         Path(out).write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

@@ -61,8 +61,9 @@ def locate(
         for archive in archives:
             packed = fetch(archive.url, folder, archive.checksum)
             unpack(packed, folder)
-            packed.unlink()
         found = find(folder)
+        for archive in archives if found is not None else ():
+            (folder / archive.url.rsplit("/", 1)[-1]).unlink()
     if found is None:
         what = "does not hold the corpus" if folder.is_dir() else "no such folder"
         raise DataError(f"corpus.root={root}: {what}. Expected: {expected}.{'' if download else offer}")

@@ -57,7 +57,8 @@ class Kaldi(Corpus):
         maps = {name: values for name, values in maps.items() if name not in DERIVED}
         for name, recording, offset, duration in _read_segments(folder, recordings):
             speaker = speakers.get(name)
-            fields = {key[4:]: at.get(name if key.startswith("utt") else speaker or "") for key, at in maps.items()}
+            found = {key: at.get(name if key.startswith("utt") else speaker or "") for key, at in maps.items()}
+            fields = {key[4:]: value for key, value in sorted(found.items()) if value is not None}  # utt2X is nearer
             lang = fields.pop("lang", None) or self.lang
             text = texts.pop(name, None)
             if recording not in recordings:

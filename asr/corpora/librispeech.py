@@ -65,10 +65,10 @@ class LibriSpeech(Corpus):
 
 def find_subsets(root: Path) -> dict[str, Path]:
     """The subsets below a folder, by name."""
-    for folder in (root, root / "LibriSpeech"):
-        candidates = sorted(path for path in folder.glob("*") if path.is_dir())
-        if found := {path.name: path for path in candidates if any(path.glob("*/*/*.trans.txt"))}:
-            return found
+    # in both: where `root` is the folder with the subsets, archives are unpacked below it
+    candidates = [path for folder in (root / "LibriSpeech", root) for path in sorted(folder.glob("*"))]
+    if found := {path.name: path for path in candidates if any(path.glob("*/*/*.trans.txt"))}:
+        return dict(sorted(found.items()))
     return {root.name: root} if any(root.glob("*/*/*.trans.txt")) else {}
 
 

@@ -142,7 +142,7 @@ def _fetch(url: str) -> Path:
     try:
         return fetch(url, changing=True)
     except FileNotFoundError:
-        raise DataError(f"{url}: no such manifest. Check data.train and its kin.") from None
+        raise DataError(f"{url}: no such manifest.") from None
 
 
 def _read(file: Path, dtype: np.dtype) -> np.ndarray | None:

@@ -103,7 +103,7 @@ def read_manifest(path: str | Path) -> Iterator[Utterance]:
 def open_manifest(path: Path):
     """Open a manifest for reading bytes, with an error that a person understands."""
     if not path.is_file():
-        raise DataError(f"{path}: no such manifest. Make one with scripts/prepare.py, or check data.train and its kin.")
+        raise DataError(f"{path}: no such manifest. Check the path, or make one: scripts/prepare.py.")
     return path.open("rb")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchaudio.models.conformer import ConformerLayer
 
+from asr.encoders.dropout import make_dropout
 from asr.encoders.normalization import MaskedBatchNorm, make_norm, real_frames
 from asr.encoders.recurrent import Tap
 from asr.encoders.subsampling import make_subsampling
@@ -74,13 +75,14 @@ class Conformer(nn.Module):
         norm: str = "batch",
     ):
         super().__init__()
-        if layers < 1 or heads < 1 or width % heads:
-            raise ConfigError(f"encoder: layers={layers} must be 1 or more, and heads={heads} divide width={width}.")
-        if kernel % 2 == 0:
+        if min(layers, heads, width, ffn_dim) < 1 or width % heads:
+            sizes = f"layers={layers}, width={width} and ffn_dim={ffn_dim} must be 1 or more"
+            raise ConfigError(f"encoder: {sizes}, and heads={heads} divide width={width}.")
+        if kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"encoder.kernel={kernel}: must be odd, to have a middle.")
         self.subsampling = make_subsampling(subsampling, input_dim, stride, channels)
         self.stride, self.dim = self.subsampling.stride, width
-        self.linear, self.dropout = nn.Linear(self.subsampling.dim, width), nn.Dropout(dropout)
+        self.linear, self.dropout = nn.Linear(self.subsampling.dim, width), make_dropout(dropout)
         self.layers = nn.ModuleList(
             MaskedConformerLayer(width, ffn_dim, heads, kernel, dropout, norm) for _ in range(layers)
         )

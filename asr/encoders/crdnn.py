@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asr.encoders.dropout import make_dropout
 from asr.encoders.normalization import MaskedBatchNorm, real_frames
 from asr.encoders.recurrent import RecurrentEncoder, Tap
 from asr.encoders.subsampling import Convolutions
@@ -44,7 +45,7 @@ class VggBlocks(nn.Module):
             block = Convolutions(self.dim, *sizes, "layer", "leaky_relu", input_channels=below)
             self.blocks.append(block)
             self.dim, below = out * (block.frequencies[-1] // 2), out
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         return (lengths + self.stride - 1) // self.stride
@@ -110,7 +111,8 @@ class Crdnn(RecurrentEncoder):
         x, lengths = super().forward(features, lengths, tap)
         real = real_frames(lengths, x.shape[1], x.device)
         for k, (linear, norm) in enumerate(zip(self.dense, self.dense_norms, strict=True)):
-            x = self.dropout(F.leaky_relu(norm(linear(x), real)))
+            x = F.leaky_relu(norm(linear(x), real))
+            x = x * self.dropout(x.new_ones(len(x), 1, x.shape[2])) if self.locked else self.dropout(x)
             if tap is not None:
                 x = tap(len(self.layers) + k, x, lengths)
         return x, lengths

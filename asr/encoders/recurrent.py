@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asr.encoders.dropout import make_dropout
 from asr.encoders.layouts import Packed, Padded
 from asr.encoders.normalization import MaskedBatchNorm, make_norm
 from asr.encoders.subsampling import FrameStacking, make_subsampling
@@ -28,9 +29,10 @@ class RecurrentEncoder(nn.Module):
         width: units of a layer and direction.
         projection: if above 0, each direction's output is projected to so many units (LSTMP, Sak et al. 2014).
         bidirectional: whether there is a backward direction.
-        dropout: ahead of each layer and after the last.
+        dropout: ahead of each layer and after the last; with `residual`, of what a layer adds.
         norm: the input of each layer and the output of the last are normalised: "layer" (over the units of a frame),
-            "batch" (each unit over the real frames of the batch, Deep Speech 2, arXiv 1512.02595) or "none".
+            "batch" (each unit over the real frames of the batch, Deep Speech 2, arXiv 1512.02595) or "none"; with
+            `residual`, what a layer adds is, and the sum is not.
         dropout_kind: "frame" (anew for each frame) or "locked" (one mask for all frames of an utterance, Gal &
             Ghahramani, arXiv 1512.05287).
         residual: what a layer above the first hands on, with input x and output y: "none" (y), "add" (x + y; He et al.,
@@ -82,9 +84,9 @@ class RecurrentEncoder(nn.Module):
         self.gates = nn.ModuleList(nn.Linear(self.dim, self.dim) for _ in dims[2:] if residual == "highway")
         for gate in self.gates:
             nn.init.constant_(gate.bias, -1.0)  # type: ignore[arg-type]
-        self.dropout = nn.Dropout(dropout)
-        for layer in self.layers:
-            layer.weight_dropout = nn.Dropout(weight_dropout)  # its own, so that it rests where the layer is frozen
+        self.dropout = make_dropout(dropout)
+        for layer in self.layers:  # each has its own, so that it rests where the layer is frozen
+            layer.weight_dropout = make_dropout(weight_dropout, "weight_dropout")
         self.locked, self.residual = dropout_kind == "locked", residual
 
     def output_lengths(self, lengths: Tensor) -> Tensor:

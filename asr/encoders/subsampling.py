@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asr.encoders.dropout import make_dropout
 from asr.encoders.normalization import MaskedBatchNorm, make_norm, real_frames
 from asr.errors import ConfigError
 from asr.featurizers.normalization import frame_mask
@@ -129,7 +130,8 @@ class Convolutions(nn.Module):
             self.frequencies.append(frequencies)
             below = out
         self.stride, self.dim = prod(self.time_strides), below * frequencies
-        self.activation, self.dropout, self.locked = ACTIVATIONS[activation], nn.Dropout(dropout), locked
+        self.dropout = make_dropout(dropout, "conv_dropout")
+        self.activation, self.locked = ACTIVATIONS[activation], locked
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         for stride in self.time_strides:

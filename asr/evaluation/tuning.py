@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ WEIGHTS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
 SCORES = [-0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
 COUNTS = {"wer": count_words, "cer": count_characters}
 BATCH = 64
+EMISSIONS = re.compile(r"emissions-[0-9a-f]{16}\.(json|npy)|\.emissions\.\d+\.npy")
+"""What a search leaves for the next one."""
 """Utterances decoded together."""
 
 
@@ -126,8 +129,9 @@ def load_speech(recognizer: Recognizer, manifest: str | Path, cache: Path) -> Sp
                     found[number] = np.array(emissions.log_probs[row][: emissions.lengths[row]])
                 progress.advance(task, len(batch))
         cache.mkdir(parents=True, exist_ok=True)
-        for old in (*cache.glob("emissions*.json"), *cache.glob("emissions*.npy")):  # of no use any more, and large
-            old.unlink(missing_ok=True)
+        for old in cache.iterdir():  # of no use any more, and large
+            if EMISSIONS.fullmatch(old.name):
+                old.unlink(missing_ok=True)
         partial = cache / f".emissions.{os.getpid()}.npy"
         np.save(partial, np.concatenate(found))
         partial.replace(content)

@@ -7,6 +7,7 @@ and transforms are torchaudio's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,8 @@ class Spectrogram(nn.Module):
         self.window_length, self.hop = round(sample_rate * window_ms / 1000), round(sample_rate * hop_ms / 1000)
         if not 0 < self.hop <= self.window_length:
             raise ConfigError(f"featurizer: hop_ms={hop_ms} must be above 0 and at most window_ms={window_ms}.")
+        if not 0 < floor < math.inf:
+            raise ConfigError(f"featurizer.floor={floor}: must be above 0, or silence has no logarithm.")
         self.n_fft = 1 << (self.window_length - 1).bit_length()
         self.floor = floor
         self.dim = self.n_fft // 2 + 1
@@ -137,6 +140,8 @@ class LogMel(Spectrogram):
                 f"featurizer: low_hz={low_hz} and high_hz={high_hz} must ascend and stay within {sample_rate / 2} Hz, "
                 f"half of sample_rate={sample_rate}."
             )
+        if bands < 1:
+            raise ConfigError(f"featurizer.bands={bands}: must be 1 or more.")
         filters = torchaudio.functional.melscale_fbanks(self.n_fft // 2 + 1, low_hz, high_hz, bands, sample_rate)
         self.register_buffer("filters", filters, persistent=False)
         self.dim = bands
@@ -170,8 +175,8 @@ class Mfcc(LogMel):
         floor: float = 1e-6,
     ):
         super().__init__(sample_rate, bands, window_ms, hop_ms, low_hz, high_hz, floor)
-        if coefficients > bands:
-            raise ConfigError(f"featurizer: coefficients={coefficients} must not exceed bands={bands}.")
+        if not 1 <= coefficients <= bands:
+            raise ConfigError(f"featurizer: coefficients={coefficients} must be 1 or more, at most bands={bands}.")
         self.register_buffer("dct", torchaudio.functional.create_dct(coefficients, bands, "ortho"), persistent=False)
         self.dim = coefficients
 

@@ -39,14 +39,14 @@ def train(config: dict[str, Any]) -> None:
     print(f"text {texts.describe(unit)}\n{model.describe()}")
     model.save(out)
     print(f"saved {out}")
-    if config["arpa"]:
-        if not isinstance(model, Ngram):
-            raise ConfigError(f"arpa={config['arpa']}: only n-gram models can be written as ARPA files (lm=ngram).")
+    if config["arpa"] and isinstance(model, Ngram):
         write_arpa(model, config["arpa"])
         print(f"saved {config['arpa']}")
     if tests.paths:
         print(f"test {model.perplexity(tests)}")
     _print_samples(model, config["samples"])
+    if config["arpa"] and not isinstance(model, Ngram):
+        raise ConfigError(f"arpa={config['arpa']}: only n-gram models can be written as ARPA files (lm=ngram).")
 
 
 def evaluate(config: dict[str, Any]) -> None:

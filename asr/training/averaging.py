@@ -10,6 +10,7 @@ from asr.bundle import load_config, load_pipeline, read_checkpoint
 from asr.configs import flatten
 from asr.errors import CheckpointError, ConfigError
 from asr.pipeline import Pipeline
+from asr.training.transfer import NO_FILES
 
 
 def average(checkpoints: Sequence[str | Path]) -> tuple[Pipeline, dict[str, Any]]:
@@ -25,11 +26,11 @@ def average(checkpoints: Sequence[str | Path]) -> tuple[Pipeline, dict[str, Any]
     """
     if len(checkpoints) < 2:
         raise ConfigError(f"checkpoints: an average takes two or more, found {len(checkpoints)}.")
-    pipeline, config = load_pipeline(checkpoints[0]), load_config(checkpoints[0])
+    pipeline, config = load_pipeline(checkpoints[0], NO_FILES), load_config(checkpoints[0])
     state = pipeline.model.state_dict()
     sums = {name: value.double() for name, value in state.items() if value.is_floating_point()}
     for checkpoint in checkpoints[1:]:
-        other = load_pipeline(checkpoint)
+        other = load_pipeline(checkpoint, NO_FILES)
         one, two = flatten(config), flatten(load_config(checkpoint))
         changed = [
             key for key in sorted({*one, *two}) if one.get(key) != two.get(key) and not key.startswith("decoder")
@@ -50,15 +51,19 @@ def average(checkpoints: Sequence[str | Path]) -> tuple[Pipeline, dict[str, Any]
 def last_checkpoints(run: str | Path, count: int) -> list[Path]:
     """The `.ckpt` files of a run's `count` last steps of which there are any, earliest first.
 
+    Where there are snapshots (`callbacks=[…,snapshots]`), they and `last.ckpt` are those: at even distances.
+
     Raises:
         CheckpointError: it has not as many.
     """
     steps: dict[int, Path] = {}
-    for path in sorted(Path(run, "checkpoints").glob("*.ckpt")):
+    folder = Path(run, "checkpoints")
+    snapshots = sorted(folder.glob("snapshot-*.ckpt"))
+    for path in [*snapshots, *folder.glob("last.ckpt")] if snapshots else sorted(folder.glob("*.ckpt")):
         steps.setdefault(read_checkpoint(path)["global_step"], path)  # the best may be the last, too
     if len(steps) < count:
         raise CheckpointError(
             f"run={run}: has checkpoints of {len(steps)} steps, and last={count} are asked for. "
-            "How many a training keeps: callbacks.best.save_top_k."
+            "A training keeps more with callbacks=[checkpoints,progress,snapshots], or callbacks.best.save_top_k=."
         )
     return [steps[step] for step in sorted(steps)[-count:]]

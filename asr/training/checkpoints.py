@@ -169,6 +169,24 @@ class Preemption(ExactCheckpoint):
             raise signals.Preempted(number)
 
 
+class StopAfterSteps(Callback):
+    """Ends the training after so many optimizer steps.
+
+    Lightning is told of them only at the end: a `max_steps` given at the start makes it count an epoch twice that is
+    resumed from a checkpoint of its end.
+    """
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.fit_loop.epoch_loop.max_steps = self.steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.on_train_start(trainer, pl_module)
+
+
 def keep_rest_of_epoch(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     """Undo, in a checkpoint, that an epoch counts as done which was stopped in the middle, as by `trainer.max_time`."""
     progress = checkpoint["loops"]["fit_loop"]

@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
-from asr.bundle import load_config, model_weights, pipeline_config, read_checkpoint, save_bundle
+from asr.bundle import load_config, model_weights, own_paths, pipeline_config, read_checkpoint, save_bundle
 from asr.configs import flatten
 from asr.data.index import ManifestIndex
 from asr.data.module import SpeechData
@@ -81,8 +81,8 @@ def score(bundle: Path, manifest: str | Path, out: Path, config: Mapping[str, An
     """Evaluate a bundle on a manifest, and write the results to `out`."""
     results, seconds = evaluate_manifest(load(bundle, channel=config["data"]["channel"]), manifest)
     evaluation = summarize(results, seconds=seconds)
-    about = {"manifest": str(Path(manifest).resolve()), "command": shlex.join(sys.argv)}
-    about |= {"decoder": load_config(bundle)["decoder"], "channel": config["data"]["channel"]}
+    about: dict[str, Any] = {"manifest": str(Path(manifest).resolve()), "command": shlex.join(sys.argv)}
+    about |= {"decoder": own_paths(load_config(bundle)["decoder"], bundle), "channel": config["data"]["channel"]}
     summary = evaluation.as_dict() | about
     write_results(out, results, summary, overwrite=True)
     return evaluation

@@ -25,7 +25,7 @@ from asr.errors import CheckpointError, ConfigError
 from asr.pipeline import Pipeline, build
 from asr.plugins import instantiate
 from asr.training.bad_steps import SkipBadSteps
-from asr.training.checkpoints import AtomicCheckpoints, Preemption
+from asr.training.checkpoints import AtomicCheckpoints, Preemption, StopAfterSteps
 from asr.training.corpus import prepare_manifests
 from asr.training.finish import finish
 from asr.training.folder import RunFolder, is_main_process
@@ -196,6 +196,8 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool, resume_step: 
         LostRanks(config["lost_rank_timeout"]),
         Preemption(out / "checkpoints"),
     ]
+    if config["max_steps"]:
+        callbacks.insert(0, StopAfterSteps(config["max_steps"]))
     loggers = []
     for name, logger in (config["logger"] or {}).items():
         told = RESUMING.get(logger["_target_"].rsplit(".", 1)[-1], ()) if resume_step is not None else ()
@@ -210,7 +212,6 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool, resume_step: 
         trainer,
         "trainer",
         max_epochs=config["epochs"],
-        max_steps=config["max_steps"] or -1,
         callbacks=callbacks,
         logger=loggers,
         plugins=plugins,
@@ -291,8 +292,13 @@ def check_resumable(
     learning = {key: config[key] for key in LEARNING}
     old = flatten(found["recognizer"]["config"] | learning | found["recognizer"].get("learning", {}))
     new = flatten(pipeline_config(config) | learning)
-    free = re.compile(r"decoder\b|augment\..*\.path$")  # the decoder is no part of it, and folders of noise may move
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not free.match(key)]
+
+    def free(key: str) -> bool:
+        """The decoder is no part of it, and folders of noise may move."""
+        moved = re.fullmatch(r"augment\..*\.path", key) and old.get(key) and new.get(key)
+        return bool(moved) or key.partition(".")[0] == "decoder"
+
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not free(key)]
     labels = load_pipeline(opened(checkpoint, found)).tokenizer.labels
     if not changed and labels != module.pipeline.tokenizer.labels:
         changed = [f"the tokenizer's labels ({len(labels)}, now {len(module.pipeline.tokenizer.labels)} or other ones)"]

@@ -60,7 +60,7 @@ def noam(optimizer: Optimizer, steps: int, warmup_steps: int = 1000) -> LRSchedu
 def plateau(
     optimizer: Optimizer, steps: int, factor: float = 0.5, patience: int = 3, minimum: float = 1e-6
 ) -> ReduceLROnPlateau:
-    """Multiply by `factor` whenever the validation WER has not fallen for `patience` validations."""
+    """Multiply by `factor` whenever what `monitor` names has not fallen for `patience` validations."""
     return ReduceLROnPlateau(optimizer, factor=factor, patience=patience, min_lr=minimum)
 
 

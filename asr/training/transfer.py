@@ -179,7 +179,10 @@ class Frozen(L.Callback):
     """
 
     def __init__(self, module: nn.Module, patterns: str | Sequence[str], epochs: int | None = None):
-        self.patterns, self.epochs = [patterns] if isinstance(patterns, str) else list(patterns or ()), epochs
+        listed = [patterns] if isinstance(patterns, str) else patterns or []
+        if not isinstance(listed, Sequence) or not all(isinstance(pattern, str) for pattern in listed):
+            raise ConfigError(f"freeze={patterns}: must name parameters: freeze=[encoder], for one.")
+        self.patterns, self.epochs = list(listed), epochs
         if epochs is not None and not self.patterns:
             raise ConfigError(f"freeze_epochs={epochs}: nothing is frozen. Say what: freeze=[encoder], for one.")
         named = named_parameters(module)

@@ -51,7 +51,7 @@ class TranscriptFiles:
         taken: dict[str, str] = {}
         for path, stem in self._stems.items():
             if (other := taken.setdefault(stem.lower(), path)) != path:
-                raise ConfigError(f"{other} and {path}: both would go to {stem}. Transcribe them one after the other.")
+                raise ConfigError(f"{other} and {path}: both would go to {stem}. Give each an output=DIR of its own.")
         found = [file for path in self._stems for file in self.files(path) if os.path.lexists(file)]
         if found and not overwrite:
             raise DataError(

@@ -133,3 +133,9 @@ def test_contracts() -> None:
 def test_config_errors(make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_opus_knows_its_lowest_rates() -> None:
+    speech = np.random.default_rng(0).normal(0, 0.1, 48000).astype(np.float32)
+    sizes = [len(encode(speech, 16000, "opus", kbps)) for kbps in (6, 8, 10)]
+    assert sizes == sorted(set(sizes))

@@ -83,6 +83,7 @@ def test_contract() -> None:
     ("options", "message"),
     [
         ({"bands": 0}, "log_mel"),
+        ({"coefficients": 80}, "log_mel"),
         ({"lowest": 1.2}, "ascend"),
         ({"probability": 1.5}, "probability"),
         ({"boundary_hz": 8000}, "boundary_hz"),

@@ -33,6 +33,7 @@ def test_ablation(tmp_path, monkeypatch):
             "results"
         ]
         assert len(trained) == 2 * len(found)
+    assert {tuple(command[1:4]) for command in trained} == {("-m", "asr", "train")}
     assert all({"+experiment=an4", "corpus.root=x", "seed=3"} < set(command) for command in trained)
     assert found["the whole recipe"]["value"] == 25 and found["SpecAugment"]["value"] == 100
     assert "+75.00 points" in found["SpecAugment"]["note"] and "no effect" not in found["SpecAugment"]["note"]

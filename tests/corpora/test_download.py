@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -201,3 +202,10 @@ def test_librispeech_fetches_the_missing_subsets(server, tmp_path, sound, lines)
         LibriSpeech(**options, subsets=["dev-clear"]).prepare(tmp_path / "out")
     report = LibriSpeech(**options, subsets=list(checksums), checksums=checksums).prepare(tmp_path / "out")
     assert set(report.manifests) == {"dev-clean-2", "train-clean-5"}
+    # the folder with the subsets has one already
+    there = shutil.copytree(tmp_path / "dev-clean-2" / "LibriSpeech", tmp_path / "there")
+    options |= {"root": str(there), "subsets": list(checksums), "checksums": checksums}
+    for _ in range(2):  # the second time, nothing is fetched
+        fetched = len(server.ranges)
+        assert set(LibriSpeech(**options).prepare(tmp_path / "new").manifests) == set(checksums)
+    assert len(server.ranges) == fetched and not [*there.glob("*.tar.gz")]

@@ -157,7 +157,9 @@ def kaldi(tmp_path, sound, lines):
     lines(data / "segments", "u1 rec1 0.5 1.25", "u2 rec1 2.0 -1", "u3 rec2 0 1")
     lines(data / "text", "u1 ONE TWO", "u2 THREE", "u3 FOUR", "u4 FIVE")
     lines(data / "utt2spk", "u1 s1", "u2 s2")
-    lines(data / "spk2age", "s1 37")
+    lines(data / "spk2age", "s1 37", "s2 40")
+    lines(data / "utt2age", "u2 41")
+    lines(data / "spk2lang", "s3 de")
     lines(data / "utt2lang", "u2 fr")
     lines(data / "spk2utt", "s1 u1", "s2 u2")
     return data
@@ -168,6 +170,7 @@ def test_kaldi_reads_segments_and_maps(kaldi, tmp_path):
     first, second = read(report, "train")
     assert (first.id, first.text, first.speaker, first.offset, first.duration) == ("u1", "ONE TWO", "s1", 0.5, 0.75)
     assert (first.extra, first.lang, second.lang, second.duration) == ({"age": "37"}, "en", "fr", 1.0)
+    assert second.extra == {"age": "41"}, "what an utterance says is nearer than what its speaker does"
     assert report.dropped["train"]["missing audio"].utterances == 2
 
 

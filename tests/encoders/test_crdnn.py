@@ -54,3 +54,12 @@ def test_dropout_of_the_blocks_takes_whole_channels():
     torch.testing.assert_close(ratio, ratio[..., :1].expand_as(ratio))
     assert set(ratio.round(decimals=3).unique().tolist()) == {0.0, 2.0}
     assert not torch.equal(ratio[0], ratio[1])
+
+
+def test_locked_dropout_of_the_dense_layers_is_one_mask_for_all_frames():
+    torch.manual_seed(0)
+    crdnn = Crdnn(DIM, channels=(4,), layers=1, width=8, dnn_layers=1, dnn_width=64, dropout=0.5, dropout_kind="locked")
+    hidden, _ = crdnn.train()(torch.randn(2, 40, DIM), torch.tensor([40, 40]))
+    dropped = (hidden == 0).all(1)
+    assert torch.equal(dropped, (hidden == 0).any(1)) and 0 < dropped.sum() < dropped.numel()
+    assert not torch.equal(dropped[0], dropped[1])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -150,9 +151,33 @@ def test_an_installed_decoder_travels_with_the_bundle(bundle, tmp_path):
     assert words <= {"a", "bad"}
     config = yaml.safe_load((tmp_path / "moved" / "config.yaml").read_text())
     assert config["decoder"]["lm"] == "bundle:lm/lm.arpa"
-    # installing it again, as it is, loses nothing
-    install_decoder(tmp_path / "moved", config["decoder"])
-    assert (tmp_path / "moved/lm/lm.arpa").read_text() == ARPA
+    # installing it again, as it is, loses nothing, and neither does another that has no use for it
+    for other in (config["decoder"], {"_target_": "asr.decoders.Greedy"}):
+        install_decoder(tmp_path / "moved", other)
+        assert (tmp_path / "moved/lm/lm.arpa").read_text() == ARPA
+
+
+def test_results_of_a_zipped_bundle_replace_their_own(bundle, manifest, tmp_path, clean, capsys):
+    folder = install_decoder(bundle, {"_target_": "asr.decoders.Beam", "lm": str(tmp_path / "words.arpa")})
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", folder)
+    for _ in range(2):
+        run("evaluate", ["checkpoint=zipped.zip", f"manifest={manifest}"])
+        assert "results: evaluation/zipped/train\n" in capsys.readouterr().out
+    summary = json.loads(Path("evaluation/zipped/train/summary.json").read_text())
+    assert summary["decoder"]["lm"] == "bundle:lm/lm.arpa"
+
+
+def test_a_search_leaves_the_users_files(bundle, manifest, clean, refused):
+    mine = [Path("mine", name) for name in ("emissions-of-CO2.json", "emissions.npy", "decoder/tuned.yaml")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    given = [f"checkpoint={bundle}", f"manifest={manifest}", "out=mine", "search.beam=[5]"]
+    assert "tuned.yaml: is there already" in refused("tune_decoder", *given)
+    run("tune_decoder", [*given, "name=other"])
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    run("tune_decoder", [*given, "overwrite=true"])
+    assert "beam: 5" in mine[2].read_text()
 
 
 def test_another_decoder_may_read_the_bundles_files(bundle, manifest, tmp_path, clean, capsys):

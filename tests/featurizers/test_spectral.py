@@ -89,7 +89,10 @@ def test_nothing_of_a_featurizer_is_saved():
         (Spectrogram, {"hop_ms": 30, "window_ms": 20}, "hop_ms=30 must be above 0 and at most window_ms=20"),
         (LogMel, {"low_hz": 4000, "high_hz": 400}, "low_hz=4000 and high_hz=400 must ascend"),
         (LogMel, {"sample_rate": 8000, "high_hz": 8000}, r"within 4000\.0 Hz, half of sample_rate=8000"),
-        (Mfcc, {"coefficients": 41, "bands": 40}, "coefficients=41 must not exceed bands=40"),
+        (Mfcc, {"coefficients": 41, "bands": 40}, "coefficients=41 must be 1 or more, at most bands=40"),
+        (Mfcc, {"coefficients": 0}, "coefficients=0 must be 1 or more"),
+        (LogMel, {"bands": 0}, "bands=0: must be 1 or more"),
+        (LogMel, {"floor": 0.0}, r"floor=0\.0: must be above 0"),
     ],
 )
 def test_config_errors(kind, options, message):

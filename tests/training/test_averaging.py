@@ -83,7 +83,7 @@ def test_the_last_of_a_run(tmp_path):
         checkpoint(tmp_path / "checkpoints" / f"{name}.ckpt", seed)
     found = [read_checkpoint(path)["global_step"] for path in last_checkpoints(tmp_path, 2)]
     assert found == [20, 30]
-    with pytest.raises(CheckpointError, match=r"of 3 steps, and last=4 .*save_top_k"):
+    with pytest.raises(CheckpointError, match=r"of 3 steps, and last=4 .*snapshots"):
         last_checkpoints(tmp_path, 4)
 
 
@@ -105,3 +105,9 @@ def test_the_command(train, tones, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("average", [f"out={tmp_path / 'other'}"])
     assert "Average what?" in capsys.readouterr().err
+
+
+def test_snapshots_are_averaged_without_the_best_between_them(tmp_path):
+    for seed, name in ((10, "snapshot-005"), (20, "snapshot-010"), (25, "best-013"), (30, "last")):
+        checkpoint(tmp_path / "checkpoints" / f"{name}.ckpt", seed)
+    assert [path.stem for path in last_checkpoints(tmp_path, 3)] == ["snapshot-005", "snapshot-010", "last"]

@@ -177,6 +177,23 @@ def test_what_time_cut_off_is_made_up_for(train, monkeypatch):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("callbacks", ["checkpoints", "checkpoints,snapshots"])
+def test_max_steps_are_resumed_from_the_end_of_an_epoch(train, monkeypatch, callbacks):
+    options = [option for option in OPTIONS if "callbacks" not in option]
+    options += [f"callbacks=[{callbacks}]", "max_steps=22"]
+    options += ["callbacks.snapshots.every_n_epochs=1"] if "snapshots" in callbacks else []
+    whole = train("whole", *options)
+    for step in (9, 18):
+        with killed(monkeypatch, "on_train_batch_start", step=step):
+            train("cut", *options, "resume=auto")
+    cut = train("cut", *options, "resume=auto")
+    assert difference(whole, cut) == 0
+    assert rows(cut) == rows(whole)
+    assert torch.load(cut / "checkpoints/last.ckpt")["global_step"] == 22
+    train("cut", *options, "resume=auto")  # there is nothing left to do
+    assert difference(whole, cut) == 0
+
+
 def test_plateau_is_resumed(train, monkeypatch):
     """Its update for an epoch follows the epoch's last checkpoint."""
     options = [option for option in OPTIONS if "callbacks" not in option]

@@ -339,3 +339,10 @@ def test_restarts_by_torchrun_need_a_store_of_their_own():
     for other in ({"TORCHELASTIC_USE_AGENT_STORE": "False"}, {"TORCHELASTIC_MAX_RESTARTS": "0"}, {"WORLD_SIZE": "1"}):
         check_torchrun(restarts | other)
     check_torchrun({})
+
+
+def test_noise_from_a_folder_is_another_augmentation_than_coloured_noise(train, tones):
+    options = ("epochs=2", "max_steps=1", "augment=[noise]")
+    train("run", *options)
+    with pytest.raises(CheckpointError, match=r"because this has changed: augment\.noise\.path\."):
+        train("run", *options, f"augment.noise.path={tones.parent}", "resume=auto")

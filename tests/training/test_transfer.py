@@ -286,6 +286,7 @@ def test_schedules_keep_the_multiples(configure, schedule):
             "freeze: the model has no parameters 'encoder.layer.0'. Did you mean encoder.l",
         ),
         (["freeze=['*']"], "nothing is left to learn"),
+        (["freeze=5"], "freeze=5: must name parameters"),
         (["freeze_epochs=2"], "freeze_epochs=2: nothing is frozen"),
         (
             ["learning_rates={head.weights:2}"],
