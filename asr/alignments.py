@@ -58,10 +58,10 @@ class AlignmentFolder:
         check_formats(formats, FORMATS)
         self.folder, self.formats, self.utterances, self.channel = Path(folder), formats, utterances, channel
         self.names = [f"{name}.TextGrid" for name in safe_names([utterance.id for utterance in utterances])]
-        # a member of a shard has no name of its own
-        audio = [u.id if parse_member(u.audio_filepath) else u.audio_filepath for u in utterances]
-        named = recording_names(audio)
-        self.recordings = {u.audio_filepath: named[path] for u, path in zip(utterances, audio, strict=True)}
+        audio = {u.audio_filepath: u.id for u in utterances}
+        members = {path: name for path, name in audio.items() if parse_member(path)}  # which have no names of their own
+        self.recordings = recording_names(path for path in audio if path not in members)
+        self.recordings |= zip(members, safe_names([*members.values()]), strict=True)
         files = [SUSPICIOUS, *([JSON] if "json" in formats else []), *([CTM] if "ctm" in formats else [])]
         files += self.names if "textgrid" in formats else []
         found = [file for file in files if (self.folder / file).exists()]

@@ -244,7 +244,7 @@ def test_why_a_recognizer_cannot_hear_live():
     def model(encoder, **options) -> AcousticModel:
         return AcousticModel(LogMel(), encoder(80, layers=1, width=4, channels=2), len(LETTER), **options)
 
-    assert "encoder Blstm reads an utterance from its end, too" in refused(tones(model=model(Blstm)))
+    assert "encoder Blstm needs the whole utterance" in refused(tones(model=model(Blstm)))
     assert "normalization=utterance" in refused(tones(model=model(Lstm, normalization="utterance")))
     assert "decoder Deaf has no step()" in refused(tones(decoder=Deaf()))
     assert "decoder Deaf has no step()" in refused(tones(decoder=Deaf()), chunk=1.0)
@@ -296,7 +296,7 @@ def test_a_model_of_both_directions_is_offered_windows(live, capsys):
     with pytest.raises(SystemExit):
         live(np.zeros(RATE), "live=true", "chunk=0.5", recognizer=tones(model=model))
     error = capsys.readouterr().err
-    assert "Blstm reads an utterance from its end, too" in error and "live=chunked" in error and "1.5 s late" in error
+    assert "Blstm needs the whole utterance" in error and "live=chunked" in error and "1.5 s late" in error
     live(np.zeros(RATE), "live=chunked", recognizer=tones(model=model))
 
 
