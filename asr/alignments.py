@@ -60,8 +60,9 @@ class AlignmentFolder:
         self.names = [f"{name}.TextGrid" for name in safe_names([utterance.id for utterance in utterances])]
         audio = {u.audio_filepath: u.id for u in utterances}
         members = {path: name for path, name in audio.items() if parse_member(path)}  # which have no names of their own
-        self.recordings = recording_names(path for path in audio if path not in members)
-        self.recordings |= zip(members, safe_names([*members.values()]), strict=True)
+        others = recording_names(path for path in audio if path not in members)
+        names = safe_names([*others.values(), *members.values()])
+        self.recordings = dict(zip([*others, *members], names, strict=True))
         files = [SUSPICIOUS, *([JSON] if "json" in formats else []), *([CTM] if "ctm" in formats else [])]
         files += self.names if "textgrid" in formats else []
         found = [file for file in files if (self.folder / file).exists()]

@@ -300,10 +300,15 @@ def test_times_of_a_ctm_are_of_the_recording(world):
 
 
 def test_a_ctm_of_shards_names_the_utterances(tmp_path):
-    paths = ("s/0.tar#1536+48:8f3a21bc", "s/0.tar#60000+48:8f3a21bd", "talks/long talk.wav")
-    utterances = [Utterance(path, "a", id=f"speaker/{k}.5") for k, path in enumerate(paths)]
-    names = AlignmentFolder(tmp_path, ["ctm"], utterances).recordings
-    assert names == dict(zip(paths, ("speaker_0.5", "speaker_1.5", "long_talk"), strict=True))
+    names = {
+        "s/0.tar#1536+48:8f3a21bc": ("speaker/0.5", "speaker_0.5"),
+        "s/0.tar#60000+48:8f3a21bd": ("speaker/1.5", "speaker_1.5"),
+        "s/0.tar#90000+48:8f3a21be": ("long talk", "long_talk-2"),  # the file below is called so already
+        "talks/long talk.wav": ("another", "long_talk"),
+    }
+    utterances = [Utterance(path, "a", id=id) for path, (id, _) in names.items()]
+    recordings = AlignmentFolder(tmp_path, ["ctm"], utterances).recordings
+    assert recordings == {path: name for path, (_, name) in names.items()}
 
 
 def test_swapped_transcripts_come_first(world, capsys):
