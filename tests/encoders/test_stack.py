@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from asr.encoders import Blstm, ConvBlstm, Gru
+from asr.encoders.dropout import make_dropout
 from asr.encoders.layouts import Packed, Padded
 from asr.encoders.normalization import MaskedBatchNorm, make_norm, real_frames
 from asr.errors import ConfigError
@@ -90,7 +91,7 @@ def test_weight_dropout_drops_recurrent_weights_in_training(kind, options, devic
     layer = reference.layers[0]
     with torch.no_grad():
         for weights in (layer.weight_hh_l0, layer.weight_hh_l0_reverse):
-            weights.copy_(nn.functional.dropout(weights, 0.4))
+            weights.copy_(make_dropout(0.4)(weights))
             assert 0 < (weights == 0).float().mean() < 1
     torch.testing.assert_close(real(hidden), real(reference(features, LENGTHS)[0]))
     hidden.square().sum().backward()
