@@ -445,3 +445,34 @@ def test_kernels_of_other_shapes_are_forgotten(capacity, forgotten, monkeypatch)
     first, *_, again = said.split(" frames\n")[1:]
     assert "cache_miss" in first
     assert ("cache_miss" in again) == forgotten
+
+
+WAITING = """
+import sys
+import asr.cli
+try:
+    asr.cli.run(sys.argv[1], ["--help"])
+finally:
+    import torch
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch's threads are not those of libgomp")
+@pytest.mark.parametrize(
+    ("command", "given", "policy", "spins"),
+    [
+        ("train", {}, "PASSIVE", "10000"),
+        ("transcribe", {}, "PASSIVE", "0"),
+        ("train", {"OMP_WAIT_POLICY": "passive"}, "PASSIVE", "0"),
+        ("train", {"GOMP_SPINCOUNT": "70"}, "PASSIVE", "70"),
+        ("transcribe", {"OMP_WAIT_POLICY": "active"}, "ACTIVE", "30000000000"),
+    ],
+)
+def test_threads_that_wait_spin_a_little_in_a_training_only(command, given, policy, spins, monkeypatch):
+    """As libgomp itself says; what the user has set is left."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):  # which commands of other tests have set
+        monkeypatch.delenv(name, raising=False)
+    environment = os.environ | {"OMP_DISPLAY_ENV": "verbose"} | given
+    arguments = [sys.executable, "-c", WAITING, command]
+    said = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stderr
+    assert f"OMP_WAIT_POLICY = '{policy}'" in said and f"GOMP_SPINCOUNT = '{spins}'" in said
