@@ -20,9 +20,9 @@ def make_dropout(share: float, option: str = "dropout") -> nn.Dropout:
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout`, three times as fast on a CPU: 16 random bits decide on a number, where PyTorch takes 64.
+    """`torch.nn.Dropout`, three times as fast on a CPU, where 16 random bits decide on a number.
 
-    The share is rounded to a multiple of 2⁻¹⁶ there, and what is kept is scaled by the share so rounded.
+    The share is rounded to a multiple of 2⁻¹⁶ then, and what is kept is scaled by the share so rounded.
     """
 
     def forward(self, input: Tensor) -> Tensor:
