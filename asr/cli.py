@@ -91,8 +91,8 @@ def run(command: str, arguments: list[str] | None = None) -> None:
         arguments: the words after it; `None` takes them from `sys.argv`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    # libgomp's threads spin while they wait: long, two beside another busy process are twice as slow as one; not at all,
-    # two on cores of their own take 1.4 times as long for a training step
+    # libgomp's threads spin while they wait: long, and two beside another busy process are twice as slow as one; not at
+    # all, and two on cores of their own take 1.4 times as long for a training step
     if command not in TRAINING:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     elif "OMP_WAIT_POLICY" not in os.environ:
