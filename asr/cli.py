@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from asr import plugins, signals
+from asr import machine, plugins, signals
 from asr.data.containers import STDIN
 from asr.errors import AsrError, ConfigError, near_matches
 
@@ -91,14 +91,7 @@ def run(command: str, arguments: list[str] | None = None) -> None:
         arguments: the words after it; `None` takes them from `sys.argv`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    # libgomp's threads spin while they wait: long, and two beside another busy process are twice as slow as one; not at
-    # all, and two on cores of their own take 1.4 times as long for a training step
-    if command not in TRAINING:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    elif "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # oneDNN keeps kernels for the last 1,024 shapes: gigabytes, where no two batches are of one length
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    machine.set_up_kernels(alone=command in TRAINING)
     signals.own_stack()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show, and names that are no UTF-8

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from asr.encoders.dropout import make_dropout
-
-CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+from tests.encoders.test_stack import CUDA
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
