@@ -194,7 +194,7 @@ class SpeechRecognition(L.LightningModule):
         groups, multiples = parameter_groups(self, self.learning_rates)
         config = dict(self.optimizer_config)
         if "fused" in config and config["fused"] is None:  # a scaler's steps are not for fused ones that are clipped
-            config["fused"] = self.device.type == "cuda" and not self._scaled
+            config["fused"] = self.device.type in ("cpu", "cuda") and not self._scaled
         optimizer = instantiate(config, "optimizer", params=groups)
         for group, multiple in zip(optimizer.param_groups, multiples, strict=True):
             group["lr"] *= multiple
@@ -208,11 +208,12 @@ class SpeechRecognition(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm") and not self._scaled:
-            # Lightning's own refuses fused optimizers under any mixed precision
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-        else:
+        if not gradient_clip_val or self._scaled:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":  # Lightning's own refuses fused optimizers under any mixed precision
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     @property
     def _scaled(self) -> bool:

@@ -105,6 +105,14 @@ def test_masks_rest_until_their_first_step(train):
     assert difference(without, train("in", *masked, "augment.specaugment.start_step=2")) > 0
 
 
+def test_fused_or_not_an_optimizer_does_the_same(train):
+    options = ("epochs=1", "data.batch_seconds=8", "max_steps=3")
+    for clipping in ("norm", "value"):
+        given = (*options, f"+trainer.gradient_clip_algorithm={clipping}", "trainer.gradient_clip_val=0.1")
+        fused, plain = (train(f"{clipping}-{fused}", *given, f"optimizer.fused={fused}") for fused in ("null", "false"))
+        assert 0 < difference(fused, plain) < 1e-6
+
+
 def test_a_second_augmentation_of_a_kind_draws_for_itself(train):
     """The same masks once more would change nothing."""
     options = ("epochs=1", "data.batch_seconds=8", "max_steps=1", "encoder.dropout=0", "augment=[specaugment]")
