@@ -28,9 +28,10 @@ class CrCtc(Ctc):
         model: that is trained.
         weight: of the consistency.
         intermediate_layers, intermediate_weight: of the CTC of both views, as in `Ctc`.
+        start_step: the first step with two views; those before are `Ctc`'s, in half the time.
 
     Raises:
-        ConfigError: there are no such layers, or a weight is out of range.
+        ConfigError: there are no such layers, a weight is out of range, or the first step negative.
     """
 
     def __init__(
@@ -39,11 +40,15 @@ class CrCtc(Ctc):
         weight: float = 0.2,
         intermediate_layers: Sequence[int] = (),
         intermediate_weight: float = 0.3,
+        start_step: int = 0,
     ):
         super().__init__(model, intermediate_layers, intermediate_weight)
         if weight < 0:
             raise ConfigError(f"objective.weight={weight}: must not be negative.")
-        self.weight = weight
+        if start_step < 0:
+            raise ConfigError(f"objective.start_step={start_step}: must not be negative.")
+        self.weight, self.start_step = weight, start_step
+        self.before = Ctc(model, intermediate_layers, intermediate_weight)
 
     def __call__(self, model: AcousticModel, view: View, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         (one, lengths), (other, other_lengths) = view(0), view(1)

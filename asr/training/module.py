@@ -126,7 +126,8 @@ class SpeechRecognition(L.LightningModule):
                 seen, frames = augment(seen, frames, drawn)
             return seen, frames
 
-        return self.objective(self.model, view, batch)
+        begun = self.global_step >= getattr(self.objective, "start_step", 0)
+        return (self.objective if begun else self.objective.before)(self.model, view, batch)
 
     def _begun(self, stages: nn.ModuleList) -> list[tuple[nn.Module, int]]:
         """The augmentations whose first step has come, each with the number of those of its kind before it."""

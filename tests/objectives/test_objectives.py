@@ -111,8 +111,8 @@ def test_layers_that_are_none(model, layers):
         CrCtc(model, intermediate_layers=layers)
 
 
-@pytest.mark.parametrize("option", [{"weight": -1.0}, {"intermediate_weight": 1.0}])
-def test_weights_out_of_range(model, option):
+@pytest.mark.parametrize("option", [{"weight": -1.0}, {"intermediate_weight": 1.0}, {"start_step": -1}])
+def test_numbers_out_of_range(model, option):
     with pytest.raises(ConfigError, match=f"objective.{next(iter(option))}"):
         CrCtc(model, **option)
 

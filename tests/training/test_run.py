@@ -105,6 +105,15 @@ def test_masks_rest_until_their_first_step(train):
     assert difference(without, train("in", *masked, "augment.specaugment.start_step=2")) > 0
 
 
+def test_two_views_come_with_their_first_step(train):
+    """Before it, every step is CTC's, with its intermediate layers, and the same draws."""
+    options = ("epochs=1", "data.batch_seconds=8", "max_steps=3", "encoder.layers=2", "augment=[specaugment]")
+    options += ("objective.intermediate_layers=[1]",)
+    ctc, two = train("ctc", *options, "objective=inter_ctc"), (*options, "objective=cr_ctc")
+    assert difference(ctc, train("after", *two, "objective.start_step=3")) == 0
+    assert difference(ctc, train("in", *two, "objective.start_step=2")) > 0
+
+
 def test_fused_or_not_an_optimizer_does_the_same(train):
     options = ("epochs=1", "data.batch_seconds=8", "max_steps=3")
     for clipping in ("norm", "value"):
