@@ -1,9 +1,10 @@
-"""What this process takes of the machine: its processors, and memory, which is given back when it is free."""
+"""What this process takes of the machine: processors, devices, and memory, which is given back when it is free."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -30,6 +31,27 @@ def set_up_kernels(alone: bool) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # oneDNN keeps kernels for the last 1,024 shapes: gigabytes, where no two batches are of one length
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
+def choose_for_trainer(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a Lightning trainer → the same, with this machine's choice for an accelerator or precision of "auto".
+
+    That is CUDA if there is any, else the CPU (Lightning's own choice may be one that lacks a kernel, such as MPS); and
+    bf16-mixed where the device multiplies bfloat16 faster than float32, else 32-true.
+    """
+    import torch  # set up before it is loaded, see above
+
+    chosen = dict(options)
+    if chosen.get("accelerator") == "auto":
+        chosen["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
+    if chosen.get("precision") == "auto":
+        if chosen.get("accelerator") in ("cuda", "gpu"):
+            fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            processor = torch.cpu.get_capabilities()
+            fast = any(processor.get(kind) for kind in ("avx512_bf16", "amx_bf16"))
+        chosen["precision"] = "bf16-mixed" if fast else "32-true"
+    return chosen
 
 
 def give_back() -> None:

@@ -108,7 +108,7 @@ def test_the_only_speaker_cannot_be_held_out(train, refused, noise_manifest: Pat
         ("+trainer.max_epochs=3", "say epochs=… instead"),
         ("+trainer.limit_train_batches=3", "say max_steps=… instead"),
         ("+trainer.overfit_batches=1", "data.train=FEW.jsonl"),
-        ("trainer.precision=bf16-true", "take 32-true, bf16-mixed or 16-mixed"),
+        ("trainer.precision=bf16-true", "take auto, 32-true, bf16-mixed or 16-mixed"),
     ],
 )
 def test_options_that_a_component_refuses(train, refused, option: str, says: str) -> None:

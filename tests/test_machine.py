@@ -9,10 +9,14 @@ import sys
 import pytest
 import torch
 
+from asr.machine import choose_for_trainer
+
 KERNELS = """
 import asr.cli
 asr.cli.run("plugins", ["--help"])
 import torch
+
+from asr.machine import choose_for_trainer
 from asr.encoders.recurrent import Blstm
 encoder = Blstm(4, layers=1, width=4, subsampling="stack")
 for frames in [40, *range(44, 444, 4), 40]:
@@ -63,3 +67,27 @@ def test_threads_that_wait_spin_a_little_in_a_training_only(command, given, poli
     arguments = [sys.executable, "-c", WAITING, command]
     said = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stderr
     assert f"OMP_WAIT_POLICY = '{policy}'" in said and f"GOMP_SPINCOUNT = '{spins}'" in said
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "cuda", "has", "chosen"),
+    [
+        ("auto", False, {"avx512_bf16": True}, ("cpu", "bf16-mixed")),
+        ("auto", False, {"amx_bf16": True, "avx512_bf16": False}, ("cpu", "bf16-mixed")),
+        ("cpu", True, {"avx512_f": True, "avx512_bf16": False}, ("cpu", "32-true")),
+        ("cpu", True, {"architecture": "arm64"}, ("cpu", "32-true")),
+        ("auto", True, {"bf16": True}, ("cuda", "bf16-mixed")),
+        ("gpu", True, {"bf16": False, "avx512_bf16": True}, ("gpu", "32-true")),
+    ],
+)
+def test_half_precision_where_the_device_is_faster_with_it(accelerator, cuda, has, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has["bf16"])
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    options = choose_for_trainer({"accelerator": accelerator, "precision": "auto", "devices": 1})
+    assert options == {"accelerator": chosen[0], "precision": chosen[1], "devices": 1}
+
+
+def test_a_choice_that_is_made_stays():
+    options = {"accelerator": "gpu", "precision": "16-mixed"}
+    assert choose_for_trainer(options) == options

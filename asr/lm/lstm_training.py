@@ -24,6 +24,7 @@ from asr.data.sampler import BucketSampler
 from asr.errors import ConfigError, DataError
 from asr.lm.base import SPECIAL
 from asr.lm.lstm import BOS, EOS, UNKNOWN, Lstm, pad
+from asr.machine import choose_for_trainer
 from asr.plugins import config_names, instantiate
 
 # Lightning's advertisements, and its wish for more processes to read what lies in memory
@@ -136,12 +137,10 @@ class LstmTraining:
         return model.cpu().eval().requires_grad_(False)
 
     def _trainer(self) -> L.Trainer:
-        options = dict(self.trainer)
+        options = choose_for_trainer(self.trainer)
         for name in ("max_epochs", "max_steps"):
             if name in options:
                 raise ConfigError(f"lm.trainer.{name}: say lm.epochs=… instead; the schedule needs to know it, too.")
-        if options.get("accelerator") == "auto":  # Lightning's own choice may be one that lacks a kernel, such as MPS
-            options["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
         progress = [RichProgressBar()] if options.get("enable_progress_bar", True) else []
         ours = {"_target_": "lightning.Trainer", "logger": False, "enable_checkpointing": False, "callbacks": progress}
         try:

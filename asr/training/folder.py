@@ -79,8 +79,12 @@ class RunFolder:
             )
         return path
 
-    def create(self, config: Mapping[str, Any]) -> None:
+    def create(self, config: Mapping[str, Any], precision: str) -> None:
         """Make the folder, and write what identifies the run; a resumed run keeps what it was started with.
+
+        Args:
+            config: the composed `train.yaml`.
+            precision: that of the trainer, where the config has "auto".
 
         Raises:
             ConfigError: it cannot be written.
@@ -92,7 +96,8 @@ class RunFolder:
             (self.path / f"config{suffix}.yaml").write_text(
                 yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), "utf-8"
             )
-            (self.path / f"run{suffix}.json").write_text(json.dumps(provenance(), indent=2) + "\n", "utf-8")
+            identity = provenance() | {"precision": precision}
+            (self.path / f"run{suffix}.json").write_text(json.dumps(identity, indent=2) + "\n", "utf-8")
         except OSError as error:
             raise ConfigError(f"out={self.path}: cannot be written ({error.strerror}). Take another out=.") from None
 

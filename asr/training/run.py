@@ -22,6 +22,7 @@ from asr.bundle import describe, load_pipeline, opened, pipeline_config, read_ch
 from asr.configs import check_config, flatten
 from asr.data.module import TOO_SHORT, Fit, SpeechData
 from asr.errors import CheckpointError, ConfigError
+from asr.machine import choose_for_trainer
 from asr.pipeline import Pipeline, build
 from asr.plugins import instantiate
 from asr.training.bad_steps import SkipBadSteps
@@ -90,7 +91,7 @@ def _train(config: Mapping[str, Any]) -> None:
         check_resumable(checkpoint, content, module, config, trainer.world_size)
         content = None  # Lightning reads its own
     if is_main_process():  # only now: what cannot start leaves no folder behind, and an old one as it is
-        run.create(config)
+        run.create(config, trainer.precision)
         data.write_reports(run.path)
     pipeline = module.pipeline
     started = time.monotonic()
@@ -131,7 +132,7 @@ def set_up(
     # the product of ranks and accumulated batches makes a step: known before the sampler is made
     micro_batches = trainer.world_size * trainer.accumulate_grad_batches
     data.prepare(_fit(pipeline, config), micro_batches)
-    print_overview(pipeline, data, config)
+    print_overview(pipeline, data, config, trainer.precision)
     if taken:
         console.print(f"starts from {config['init_from']}: {taken}", markup=False)
     steps = config["epochs"] * data.steps_per_epoch()
@@ -175,7 +176,7 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool, resume_step: 
     if "overfit_batches" in config["trainer"]:
         raise ConfigError("trainer.overfit_batches: take a short manifest instead: data.train=FEW.jsonl.")
     if (precision := str(config["trainer"].get("precision"))).endswith("-true") and precision != "32-true":
-        raise ConfigError(f"trainer.precision={precision}: take 32-true, bf16-mixed or 16-mixed.")
+        raise ConfigError(f"trainer.precision={precision}: take auto, 32-true, bf16-mixed or 16-mixed.")
     if has_validation and config["monitor"] not in MONITORED and not config["monitor"].startswith("train_"):
         known = ", ".join(MONITORED)
         raise ConfigError(f"monitor={config['monitor']}: there is {known}, and what training logs as train_….")
@@ -202,12 +203,10 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool, resume_step: 
     for name, logger in (config["logger"] or {}).items():
         told = RESUMING.get(logger["_target_"].rsplit(".", 1)[-1], ()) if resume_step is not None else ()
         loggers.append(instantiate(logger, f"logger.{name}", **dict.fromkeys(told, resume_step)))
-    trainer = dict(config["trainer"])
+    trainer = choose_for_trainer(config["trainer"])
     plugins = trainer.pop("plugins", None) or []
     plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpoints()]
     plugins = [instantiate(p, "trainer.plugins") if isinstance(p, Mapping) else p for p in plugins]
-    if trainer.get("accelerator") == "auto":  # Lightning's own choice may be one that has no CTC, such as MPS
-        trainer["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     return instantiate(
         trainer,
         "trainer",
@@ -237,7 +236,7 @@ def _fit(pipeline: Pipeline, config: Mapping[str, Any]) -> Fit:
     return Fit(pipeline.encode, unknown, frames, model.sample_rate, name)
 
 
-def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, Any]) -> None:
+def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, Any], precision: str) -> None:
     """What is about to be trained on what, with the text normalisation shown on an example."""
     hours = data.train_seconds.sum() / 3600
     console.print(
@@ -271,7 +270,7 @@ def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, An
     parameters = sum(p.numel() for p in pipeline.model.parameters())
     console.print(
         f"model       {parameters / 1e6:.2f} M parameters, {labels} labels, "
-        f"{1000 * pipeline.model.frame_seconds:.0f} ms a frame"
+        f"{1000 * pipeline.model.frame_seconds:.0f} ms a frame, trained in {precision}"
     )
 
 

@@ -300,6 +300,7 @@ def test_a_finished_run_has_nothing_left_to_resume(train):
         ],
         ["objective=cr_ctc", "augment=[tempo,specaugment]", "augment.tempo.lowest=0.6"],
         ["optimizer.fused=true", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.1"],
+        ["trainer.precision=auto", "+trainer.gradient_clip_algorithm=value"],
         ["schedule=constant", "callbacks=[checkpoints,early_stopping]", "featurizer=spectrogram", "max_steps=3"],
     ],
 )
