@@ -10,8 +10,8 @@ import lightning as L
 import numpy as np
 import torch
 
-from asr.benchmarks.noise import write_noise
 from asr.benchmarks.report import Measurement, machine, peak_memory, synchronize
+from asr.benchmarks.training import advanced
 from asr.data.module import SpeechData
 from asr.errors import ConfigError
 from asr.training.module import SpeechRecognition
@@ -35,9 +35,7 @@ def memory(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement], 
     """
     if not torch.cuda.is_available():
         raise ConfigError("benchmark memory: needs a CUDA GPU, and torch finds none here. Run it where you will train.")
-    manifest = config["manifest"] or str(write_noise(folder / "noise", config["utterances"], config["seed"]))
-    data = {**config["data"], "train": manifest, "validation": None, "validation_speakers": 0, "test": None}
-    trainer, module, speech = set_up({**config, "data": data, "max_steps": None})
+    trainer, module, speech = set_up(advanced(config, folder))
     device = trainer.strategy.root_device
     step = Step(trainer, module.to(device), speech)
     found = largest(step, start=2 * speech.train_seconds.max())

@@ -16,6 +16,7 @@ from lightning.pytorch.profilers import Profiler
 from asr.benchmarks.kernels import BareKernels, Shape
 from asr.benchmarks.noise import write_noise
 from asr.benchmarks.report import Measurement, machine, peak_memory, synchronize
+from asr.configs import map_options
 from asr.errors import ConfigError
 from asr.training.run import set_up
 from asr.types import Batch
@@ -174,12 +175,9 @@ def training(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement]
     """
     torch.set_num_threads(config["threads"] or torch.get_num_threads())
     L.seed_everything(config["seed"], verbose=False)
-    manifest = config["manifest"] or str(write_noise(folder / "noise", config["utterances"], config["seed"]))
-    data = {**config["data"], "train": manifest, "validation": None, "validation_speakers": 0, "test": None}
-    # the training is stopped when all is measured
-    config = {**config, "data": data, "epochs": 10**5, "max_steps": None}
     trainer: Any
-    trainer, module, speech = set_up(config)
+    # the training is stopped when all is measured
+    trainer, module, speech = set_up({**advanced(config, folder), "epochs": 10**5})
     if trainer.world_size != 1:
         raise ConfigError("benchmark training: takes one device. Say trainer.devices=1.")
     trainer.profiler = Waiting()
@@ -205,11 +203,28 @@ def training(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement]
         "precision": trainer.precision,
         "model": f"{sum(p.numel() for p in module.model.parameters()) / 1e6:.2f} M parameters",
         "data": config["manifest"] or f"noise, {config['utterances']} utterances",
-        "steps": f"{len(blocks)} × {config['steps']} micro-batches of {data['batch_seconds']:g} s",
+        "steps": f"{len(blocks)} × {config['steps']} micro-batches of {config['data']['batch_seconds']:g} s",
         "padding": f"{100 * statistics.mean(padding):.1f} %",
         "workers": speech.workers,
     }
     return measured, setting
+
+
+def advanced(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The config of a training on `manifest` or noise, without validation, in which all with a start_step has begun.
+
+    Args:
+        config: the composed `benchmark.yaml`.
+        folder: for the noise.
+    """
+    manifest = config["manifest"] or str(write_noise(folder / "noise", config["utterances"], config["seed"]))
+    data = {**config["data"], "train": manifest, "validation": None, "validation_speakers": 0, "test": None}
+
+    def begin(key: str, value: Any) -> Any:
+        return 0 if key.rpartition(".")[2] == "start_step" else value
+
+    begun = {group: map_options(config[group] or {}, begin) for group in ("objective", "augment")}
+    return {**config, **begun, "data": data, "max_steps": None}
 
 
 def _over(

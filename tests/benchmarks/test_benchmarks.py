@@ -58,6 +58,15 @@ def test_training(tmp_path, capsys, objective):
     assert "waiting for data" in printed and "our step / packed" in printed
 
 
+def test_a_training_is_measured_with_all_that_begins_late(tmp_path):
+    from asr.benchmarks.training import advanced
+
+    late = {"objective": {"start_step": 9, "weight": 0.2}, "augment": {"masks": {"start_step": 7}}}
+    found = advanced({"manifest": "m.jsonl", "data": {"batch_seconds": 3.0}, **late}, tmp_path)
+    assert found["objective"] == {"start_step": 0, "weight": 0.2} and found["augment"] == {"masks": {"start_step": 0}}
+    assert found["data"]["train"] == "m.jsonl" and found["data"]["batch_seconds"] == 3.0
+
+
 def test_engines_side_by_side(tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     from asr.benchmarks.noise import write_noise
