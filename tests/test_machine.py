@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,38 @@ def test_threads_that_wait_spin_a_little_in_a_training_only(command, given, poli
     arguments = [sys.executable, "-c", WAITING, command]
     said = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stderr
     assert f"OMP_WAIT_POLICY = '{policy}'" in said and f"GOMP_SPINCOUNT = '{spins}'" in said
+
+
+MAPPED = """
+import sys
+import asr.cli
+asr.cli.run("plugins", ["--help"])
+import torch
+kept = torch.zeros(16 << 20)
+print(kept.data_ptr(), open("/proc/self/smaps").read(), sep="\\n", file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no transparent huge pages"
+)
+@pytest.mark.parametrize(("given", "wanted"), [({}, True), ({"THP_MEM_ALLOC_ENABLE": "0"}, False)])
+def test_large_tensors_ask_for_huge_pages(given, wanted, monkeypatch):
+    """In what the kernel notes about the memory of a tensor ("hg"), unless the user says otherwise."""
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)  # which commands of other tests have set
+    command = [sys.executable, "-c", MAPPED]
+    said = subprocess.run(command, env=os.environ | given, capture_output=True, text=True, check=True).stderr
+    address, *lines = said.splitlines()
+    inside = False
+    for line in lines:
+        first = line.split()[0]
+        if "-" in first:
+            begin, end = (int(bound, 16) for bound in first.split("-"))
+            inside = begin <= int(address) + (32 << 20) < end
+        elif inside and first == "VmFlags:":
+            assert ("hg" in line.split()) == wanted
+            return
+    pytest.fail("the tensor is not in the map of the process")
 
 
 @pytest.mark.parametrize(
