@@ -31,7 +31,7 @@ def set_up_kernels(alone: bool) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # oneDNN keeps kernels for the last 1,024 shapes: gigabytes, where no two batches are of one length
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    # tensors of 2 MiB and more in huge pages, where the system leaves that to the program: each step allocates them anew
+    # large tensors in huge pages, where the system leaves that to the program: they are allocated anew with each step
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
