@@ -42,7 +42,7 @@ def own_stack() -> None:
 
 
 def install(at_once: bool = False) -> None:
-    """From now on, remember such a signal and go on; a second SIGTERM ends the process.
+    """From now on, and until `restore`, remember such a signal and go on; a second SIGTERM ends the process.
 
     Args:
         at_once: raise Preempted, as there is nothing to save.
@@ -50,11 +50,17 @@ def install(at_once: bool = False) -> None:
     global _at_once
     _at_once = at_once
     if threading.current_thread() is threading.main_thread():
+        for number in STOPPING:
+            _before.setdefault(number, signal.getsignal(number))
+    take_over()
+
+
+def take_over() -> None:
+    """The same from others, such as Lightning's, that end with what was before them."""
+    if threading.current_thread() is threading.main_thread():
         own_stack()
         for number in STOPPING:
-            before = signal.signal(number, _answer)
-            if before is not _answer:
-                _before.setdefault(number, before)
+            signal.signal(number, _answer)
 
 
 def ignore() -> None:
@@ -70,6 +76,8 @@ def received() -> int:
 
 def restore() -> None:
     """Forget all, and answer signals as before `install`."""
+    global _at_once
+    _at_once = False
     _received.clear()
     if threading.current_thread() is threading.main_thread():
         for number, handler in _before.items():

@@ -153,7 +153,7 @@ class Preemption(ExactCheckpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        signals.install()  # over Lightning's handlers, which communicate, and so wait for ever (its issue 21406)
+        signals.take_over()  # from Lightning's handlers, which communicate, and so wait for ever (its issue 21406)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self.stepped(trainer):
