@@ -218,8 +218,8 @@ class SpeechRecognition(L.LightningModule):
 
     @property
     def _scaled(self) -> bool:
-        """Whether the loss is scaled, for the sake of 16-bit gradients."""
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        """Whether the loss is scaled, for the sake of 16-bit gradients: by some trainers."""
+        return self._trainer is not None and getattr(self._trainer.precision_plugin, "scaler", None) is not None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.describe is not None:
