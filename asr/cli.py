@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import io
 import os
 import re
@@ -163,6 +164,7 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
     for problem in plugins.problems():
         print(f"warning: {problem}", file=sys.stderr)
     files, options = split_arguments(arguments, command in TAKES_WORDS)
+    _refuse_shadowed(options)
     argv = sys.argv
 
     @hydra.main(config_path="pkg://asr.conf", config_name=command, version_base="1.3")
@@ -385,6 +387,16 @@ def _config_folders(options: list[str]) -> list[str]:
     """What is given by `--config-dir`."""
     named = [word for flag, word in pairwise(options) if flag in ("--config-dir", "-cd")]
     return named + [word.split("=", 1)[1] for word in options if word.startswith(("--config-dir=", "-cd="))]
+
+
+def _refuse_shadowed(options: list[str]) -> None:
+    """Hydra would pass over a config of `--config-dir` that has the name of an installed one, and not say so."""
+    for folder in map(Path, _config_folders(options)):
+        for path in sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]):
+            group = str(path.parent.relative_to(folder))
+            installed = plugins.config_names(group).get(path.stem)
+            if installed and not filecmp.cmp(path, installed, shallow=False):
+                raise ConfigError(f"{path}: would never be read, as {installed} has the same name. Rename it.")
 
 
 def _config_names(group: str, options: list[str]) -> list[str]:

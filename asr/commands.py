@@ -74,6 +74,8 @@ def evaluate(config: dict[str, Any]) -> None:
     recognizer = _load(config)
     check_folder(out, config["overwrite"] or not config["out"])
     results, seconds = evaluate_manifest(recognizer, config["manifest"])
+    if not config["out"]:  # another evaluation may have written there meanwhile
+        out = results_folder(checkpoint, manifest, about)
     groups = [config["group_by"]] if isinstance(config["group_by"], str) else config["group_by"] or ()
     about |= {"manifest": str(manifest.resolve()), "checkpoint": str(checkpoint.resolve())}
     about |= {"command": shlex.join(sys.argv)}

@@ -259,6 +259,19 @@ def test_own_experiments(tmp_path: Path, capsys: pytest.CaptureFixture, refused:
     assert "Did you mean blank_penalty?" in refused("evaluate", "checkpoint=x", "manifest=x", *chosen)
 
 
+def test_own_configs_with_names_that_are_taken(tmp_path: Path, refused: Callable[..., str]) -> None:
+    own, there = tmp_path / "mine" / "decoder" / "greedy.yaml", plugins.config_names("decoder")["greedy"]
+    own.parent.mkdir(parents=True)
+    own.write_text(there.read_text() + "# changed\n")
+    message = refused("train", "--config-dir", "mine", "--cfg", "job")
+    assert str(Path("mine", "decoder", "greedy.yaml")) in message
+    assert "Rename" in message
+    own.write_text(there.read_text())  # a copy of all configs is no harm
+    run("train", ["--config-dir", "mine", "--cfg", "job"])
+    (tmp_path / "mine" / "train.yaml").write_text("epochs: 5\n")
+    assert "train.yaml" in refused("train", "--config-dir=mine", "--cfg", "job")
+
+
 def test_flags_that_exclude_each_other(refused: Callable[..., str]) -> None:
     assert "--multirun" in refused("train", "-m", "seed=1,2", "--cfg", "job")
 

@@ -13,7 +13,7 @@ from asr.bundle import install_decoder, pipeline_config, save_bundle
 from asr.cli import run
 from asr.decoders import Beam
 from asr.errors import CheckpointError, ConfigError
-from asr.evaluation import tuning
+from asr.evaluation import decode, tuning
 from asr.evaluation.counts import count_words
 from asr.types import Emissions
 from tests.test_recognizer import CONFIG, pipeline
@@ -165,6 +165,18 @@ def test_results_of_a_zipped_bundle_replace_their_own(bundle, manifest, tmp_path
         assert "results: evaluation/zipped/train\n" in capsys.readouterr().out
     summary = json.loads(Path("evaluation/zipped/train/summary.json").read_text())
     assert summary["decoder"]["lm"] == "bundle:lm/lm.arpa"
+
+
+def test_results_of_two_evaluations_at_once(bundle, manifest, clean, monkeypatch):
+    def overtaken(*arguments):
+        others.write_text('{"decoder": "another"}')
+        return decoded(*arguments)
+
+    decoded, others = decode.evaluate_manifest, bundle / "evaluation" / "train" / "summary.json"
+    monkeypatch.setattr(decode, "evaluate_manifest", overtaken)
+    run("evaluate", [f"checkpoint={bundle}", f"manifest={manifest}"])
+    assert others.read_text() == '{"decoder": "another"}'
+    assert (bundle / "evaluation" / "train-2" / "results.jsonl").is_file()
 
 
 def test_a_search_leaves_the_users_files(bundle, manifest, clean, refused):
