@@ -9,13 +9,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from asr import machine, plugins, signals
-from asr.data.containers import STDIN
 from asr.errors import AsrError, ConfigError, near_matches
+from asr.overrides import OVERRIDE, config_folders, given, literal, split_arguments
 
 COMMANDS = {
     "train": "train a recognizer",
@@ -37,23 +36,6 @@ TRAINING = ("train", "train_lm", "benchmark")
 """Commands that mostly have the cores to themselves."""
 TAKES_WORDS = ("transcribe", "align", "benchmark")
 """Commands with words that are no options: audio files, the name of a benchmark."""
-PATH_KEYS = (
-    "checkpoint", "checkpoints", "manifest", "manifests", "out", "compare", "resume", "init_from", "run", "runs",
-    "data.train", "data.validation", "data.test", "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json",
-    "transcript", "decoder.lm", "decoder.label_lm", "decoder.beam.lm", "decoder.beam.label_lm",
-    "decoder.label_prior", "decoder.beam.label_prior", "sentences", "lm_path",
-    "model", "train", "test", "arpa", "output", "shards",
-)  # fmt: skip
-"""Keys whose values are taken literally: paths, and the transcript to align."""
-FLAGS = (
-    "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion",
-    "-sc", "--info", "-i",
-)  # fmt: skip
-"""Hydra's."""
-FLAGS_WITH_VALUE = (
-    "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c",
-    "--experimental-rerun",
-)  # fmt: skip
 NULLABLE = {
     **dict.fromkeys(("threads", "max_steps", "channel", "utterances", "freeze_epochs"), int | None),
     "endpoint": float | None,
@@ -64,8 +46,6 @@ LEAST = {
     "worst": 0, "fresh_utterances": 0, "last": 2, "freeze_epochs": 1, "pocketsphinx": 0, "max_segment": 1,
     "shard_size": 1, "seed": 0,
 }  # fmt: skip
-INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
 
 
 def main() -> None:
@@ -204,7 +184,7 @@ def _plain(config: Any, command: str, options: list[str]) -> dict[str, Any]:
 
     _refuse_multirun_on_devices(config)
     hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN and command == "train" and not _given("out", options):
+    if hydra_config.mode == RunMode.MULTIRUN and command == "train" and not given("out", options):
         config.out = f"{config.out}/{hydra_config.job.num}"  # a folder for each run of the sweep
     try:
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
@@ -233,7 +213,7 @@ def _leave_out_of_experiment(plain: dict[str, Any], command: str, overrides: lis
     from omegaconf import OmegaConf
 
     for group in (*plugins.COMPONENT_GROUPS, "callbacks", "logger"):
-        if not _given(group, overrides) or not isinstance(plain.get(group), dict):
+        if not given(group, overrides) or not isinstance(plain.get(group), dict):
             continue
         choice = [word for word in overrides if word.lstrip("+").startswith((f"{group}=", f"{group}@"))]
         chosen: Any = OmegaConf.to_container(compose(command, choice)[group])
@@ -259,81 +239,6 @@ def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
     """The keys of a nested config, with dots, and their values."""
     for name, value in node.items():
         yield from _leaves(value, f"{key}.{name}") if isinstance(value, dict) else [(f"{key}.{name}", value)]
-
-
-def split_arguments(arguments: list[str], takes_files: bool) -> tuple[list[str], list[str]]:
-    """Tell audio files from options, and quote values that Hydra's grammar would refuse or take apart.
-
-    A word is a file if it exists on disk, or is neither an option (`-x`, `~key`) nor a `key=value`.
-
-    Returns:
-        files, and options as Hydra takes them.
-    """
-    files, flags, options = [], [], []
-    previous = ""
-    for word in arguments:
-        if previous in ("--info", "-i") and word not in INFO:
-            flags.append("all")
-        if previous in FLAGS_WITH_VALUE or (previous in ("--info", "-i") and word in INFO):
-            flags.append(word)
-        elif takes_files and (word == STDIN or os.path.exists(word)):
-            files.append(word)
-        elif word.startswith("-"):
-            if word.split("=")[0] not in (*FLAGS, *FLAGS_WITH_VALUE):
-                key = word.lstrip("-").split("=")[0]
-                raise ConfigError(f"{word}: there is no such flag. Options have no dashes: {key}=…")
-            flags.append(word)
-        elif word.startswith("~"):
-            options.append(word)
-        elif OVERRIDE.match(word):
-            options.append(quote(word))
-        elif takes_files:
-            files.append(word)
-        else:
-            raise ConfigError(f"'{word}' is neither an option (key=value) nor a flag (--name).")
-        previous = word
-    if previous in ("--info", "-i"):
-        flags.append("all")
-    return files, flags + options  # argparse takes the options only when they stand together
-
-
-def quote(override: str) -> str:
-    """Quote the value of a `key=value` if it is a path, or if Hydra's grammar cannot read it as it stands.
-
-    >>> quote("checkpoint=runs/a, b/epoch=3-step=9.ckpt")
-    "checkpoint='runs/a, b/epoch=3-step=9.ckpt'"
-    >>> quote("transcript=[noise] yes")
-    "transcript='[noise] yes'"
-    """
-    key, value = override.split("=", 1)
-    is_path = re.sub(r"^corpus\.parts\.\w+", "corpus", key.lstrip("+")) in PATH_KEYS
-    if key == "transcript" and value[:1] in ("[", "{"):  # a text, never a list
-        return f"{key}={_literal(value)}"
-    if value in ("", "null") or ((not is_path or value[0] in "'\"[{") and _parses(override)):
-        return override
-    if is_path and value[0] == "[" and value[-1] == "]":  # a list of paths
-        return f"{key}=[{','.join(_literal(path.strip()) for path in value[1:-1].split(','))}]"
-    return f"{key}={_literal(value)}"
-
-
-def _literal(value: str) -> str:
-    # a backslash is an ordinary character to Hydra, except ahead of a quote
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + (m[2] and "\\'"), value) + "'"
-
-
-def _given(key: str, options: list[str]) -> bool:
-    return any(word.lstrip("+").startswith(f"{key}=") for word in options)
-
-
-def _parses(override: str) -> bool:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        return False
-    return True
 
 
 def _register_resolvers() -> None:
@@ -383,24 +288,17 @@ def _explain(error: Exception, command: str, options: list[str]) -> str:
     return text
 
 
-def _config_folders(options: list[str]) -> list[str]:
-    """What is given by `--config-dir`."""
-    named = [word for flag, word in pairwise(options) if flag in ("--config-dir", "-cd")]
-    return named + [word.split("=", 1)[1] for word in options if word.startswith(("--config-dir=", "-cd="))]
-
-
 def _refuse_shadowed(options: list[str]) -> None:
     """Hydra would pass over a config of `--config-dir` that has the name of an installed one, and not say so."""
-    for folder in map(Path, _config_folders(options)):
-        for path in sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]):
-            group = str(path.parent.relative_to(folder))
-            installed = plugins.config_names(group).get(path.stem)
-            if installed and not filecmp.cmp(path, installed, shallow=False):
-                raise ConfigError(f"{path}: would never be read, as {installed} has the same name. Rename it.")
+    for folder in config_folders(options):
+        for name, installed in plugins.config_files().items():
+            own = Path(folder, name)
+            if own.is_file() and not filecmp.cmp(own, installed, shallow=False):
+                raise ConfigError(f"{own}: would never be read, as {installed} has the same name. Rename it.")
 
 
 def _config_names(group: str, options: list[str]) -> list[str]:
-    own = [path.stem for folder in _config_folders(options) for path in Path(folder, group).glob("*.yaml")]
+    own = [path.stem for folder in config_folders(options) for path in Path(folder, group).glob("*.yaml")]
     return sorted({*plugins.config_names(group), *own})
 
 
@@ -413,8 +311,8 @@ def _near_key(key: str, command: str, options: list[str]) -> str:
 
     GlobalHydra.instance().clear()
     choices = [word for word in options if OVERRIDE.match(word) and "." not in word.split("=")[0]]
-    if folders := _config_folders(options):
-        paths = (_literal(f"file://{os.path.abspath(folder)}") for folder in folders)
+    if folders := config_folders(options):
+        paths = (literal(f"file://{os.path.abspath(folder)}") for folder in folders)
         choices.append(f"hydra.searchpath=[{','.join(paths)}]")
     with initialize_config_module("asr.conf", version_base="1.3"):
         try:

@@ -78,11 +78,16 @@ def _provider(name: str, package: str) -> Provider:
 
 def config_names(group: str) -> dict[str, Path]:
     """Every config of a group, by name, as Hydra resolves it: the first provider wins."""
-    found: dict[str, Path] = {}
+    return {place.stem: path for place, path in config_files().items() if place.parent == Path(group)}
+
+
+def config_files() -> dict[Path, Path]:
+    """Every config, by its place in its provider's folder, as Hydra resolves it."""
+    found: dict[Path, Path] = {}
     for provider in providers():
         if provider.folder:
-            for path in sorted((provider.folder / group).glob("*.yaml")):
-                found.setdefault(path.stem, path)
+            for path in sorted(provider.folder.rglob("*.yaml")):
+                found.setdefault(path.relative_to(provider.folder), path)
     return found
 
 

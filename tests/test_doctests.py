@@ -33,4 +33,4 @@ def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_there_are_examples() -> None:
-    assert {"asr.recognizer", "asr.testing", "asr.cli"} <= set(MODULES)
+    assert {"asr.recognizer", "asr.testing", "asr.overrides"} <= set(MODULES)

@@ -10,8 +10,9 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from asr import plugins
-from asr.cli import _register_resolvers, quote, split_arguments
+from asr.cli import _register_resolvers
 from asr.errors import ConfigError
+from asr.overrides import quote, split_arguments
 
 NAMES = [
     "语音/a=b, (1).wav", "epoch=3-step=9.ckpt", "a,b.ckpt", "#1 & co.jsonl", "(a)", "[1].wav", "[a", "{a}", " a b ",
