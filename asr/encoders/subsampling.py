@@ -140,11 +140,15 @@ class Convolutions(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x = features.unflatten(2, (self.input_channels, -1)).transpose(2, 3)  # (B, T, frequencies, channels)
+        masked = False
         for k, convolution in enumerate(self.convolutions):
-            x = x.masked_fill(~frame_mask(lengths, x.shape[1], x.device)[..., None, None], 0)
+            if not masked:
+                x = x.masked_fill(~frame_mask(lengths, x.shape[1], x.device)[..., None, None], 0)
             x = convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels last: the faster layout on a CPU
             lengths = (lengths + self.time_strides[k] - 1) // self.time_strides[k]
             x = self._finished(k, x, lengths)
+            norm = self.norms[k]
+            masked = norm.training and isinstance(norm, MaskedBatchNorm)  # it leaves zeros, and all that follows does
         return x.transpose(2, 3).flatten(2), lengths
 
     def start(self) -> list[Windows]:

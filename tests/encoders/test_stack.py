@@ -186,6 +186,17 @@ def test_convolutions_equal_those_of_utterances_alone(norm):
         torch.testing.assert_close(found[row, : lengths[row]], expected, atol=1e-10, rtol=0)
 
 
+def test_padding_is_masked_above_a_frozen_norm():
+    front = ConvBlstm(DIM, channels=(3, 4), layers=1, width=WIDTH).subsampling.train()
+    front.norms.eval()
+    nn.init.ones_(front.norms[0].bias)
+    given, x = torch.tensor([9, 5, 1]), batch()  # the last frames have padding under their windows
+    found, lengths = front(x, given)
+    for row, length in enumerate(given.tolist()):
+        alone, _ = front(x[row : row + 1, :length], given[row : row + 1])
+        torch.testing.assert_close(found[row, : lengths[row]], alone[0], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["locked", "frame"])
 def test_dropout_between_convolutions(kind):
     options = {"conv_norm": "none", "activation": "gelu", "conv_dropout": 0.5, "dropout_kind": kind}
