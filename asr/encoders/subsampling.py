@@ -148,7 +148,7 @@ class Convolutions(nn.Module):
             lengths = (lengths + self.time_strides[k] - 1) // self.time_strides[k]
             x = self._finished(k, x, lengths)
             norm = self.norms[k]
-            masked = norm.training and isinstance(norm, MaskedBatchNorm)  # it leaves zeros, and all that follows does
+            masked = norm.training and isinstance(norm, MaskedBatchNorm)  # zeros stay zeros from there
         return x.transpose(2, 3).flatten(2), lengths
 
     def start(self) -> list[Windows]:
