@@ -1,6 +1,7 @@
 """A speech synthesis worker: `python -m asr.corpora.espeak` reads JSON requests, a line each, and writes FLAC files.
 
-espeak-ng is under the GPL and written in C: it stays in this process, which nothing of ours imports.
+It also tells how words are pronounced. espeak-ng is under the GPL and written in C: it stays in this process, which
+nothing of ours imports; `asr/espeak.py` talks to it.
 The first line on stdout says which voice variants there are; each further line answers a request.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 SAMPLE_RATE = 16000
 RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
 RETRIEVAL, UTF8 = 1, 1  # espeak_AUDIO_OUTPUT: samples go to the callback; espeakCHARS_UTF8
+IPA = 0x02 | ord("_") << 8  # phoneme_mode of espeak_TextToPhonemes, and what it puts between phonemes
 PHONEME_EVENTS, LAST, PHONEME = 1, 0, 7  # espeakINITIALIZE_PHONEME_EVENTS; espeak_EVENT_TYPE
 
 
@@ -53,6 +55,7 @@ class Espeak:
         """Those said last: where its word begins in the text, its first sample, and whether it is a pause."""
         self.callback = Callback(self._collect)  # kept, because C holds only its address
         self.library.espeak_SetSynthCallback(self.callback)
+        self.library.espeak_TextToPhonemes.restype = ctypes.c_char_p
 
     def _collect(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
@@ -65,6 +68,23 @@ class Espeak:
     def variants(self) -> list[str]:
         return sorted(os.listdir(os.path.join(self.data, "voices", "!v")))
 
+    def set_voice(self, voice: str) -> None:
+        """Take a voice by its name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise ValueError(f"no voice '{voice}'")
+
+    def phones(self, text: str) -> list[str]:
+        """How the voice would pronounce a text, in the International Phonetic Alphabet, less stress."""
+        rest, found = ctypes.c_char_p(text.encode()), []
+        while rest.value is not None:  # a clause at a time
+            found.append(self.library.espeak_TextToPhonemes(ctypes.byref(rest), UTF8, IPA).decode())
+        marks = r"[ˈˌ]|\([^)]*\)"  # and that words of another language begin: (en)
+        return re.sub(marks, "", " ".join(found)).replace("_", " ").split()
+
     def synthesize(self, text: str, voice: str, rate: int, pitch: int, pitch_range: int) -> np.ndarray:
         """Speak a text: (N,) float32 samples at `self.rate`.
 
@@ -75,8 +95,7 @@ class Espeak:
             pitch: 0 to 99, 50 being the voice's own.
             pitch_range: 0 (monotone) to 99.
         """
-        if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise ValueError(f"no voice '{voice}'")
+        self.set_voice(voice)
         for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
             self.library.espeak_SetParameter(parameter, value, 0)
         self.blocks, self.phonemes = [], []
@@ -146,27 +165,36 @@ def _rms(samples: np.ndarray) -> float:
 
 
 def main() -> None:
-    import soundfile
-
     espeak = Espeak()
     print(json.dumps({"variants": espeak.variants()}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        answer: dict[str, Any]
         try:
-            speech = espeak.synthesize(**request["speech"])
-            samples = record(resample(speech, espeak.rate, SAMPLE_RATE), **request["recording"])
-            encoded = io.BytesIO()
-            soundfile.write(encoded, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-            Path(request["path"]).write_bytes(encoded.getvalue())
-            before = request["recording"]["margins"][0]
-            words = espeak.word_times(request["speech"]["text"])
-            moved = [[None if time is None else round(before + time, 3) for time in word] for word in words]
-            answer: dict[str, Any] = {"duration": len(samples) / SAMPLE_RATE, "word_times": moved}
+            if "words" in request:
+                espeak.set_voice(request["voice"])
+                answer = {"phones": [espeak.phones(word) for word in request["words"]]}
+            else:
+                answer = _speak(espeak, request)
         except OSError as error:
             answer = {"error": error.strerror, "errno": error.errno}
         except (ValueError, RuntimeError) as error:
             answer = {"error": str(error)}
         print(json.dumps(answer), flush=True)
+
+
+def _speak(espeak: Espeak, request: dict[str, Any]) -> dict[str, Any]:
+    import soundfile
+
+    speech = espeak.synthesize(**request["speech"])
+    samples = record(resample(speech, espeak.rate, SAMPLE_RATE), **request["recording"])
+    encoded = io.BytesIO()
+    soundfile.write(encoded, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    Path(request["path"]).write_bytes(encoded.getvalue())
+    before = request["recording"]["margins"][0]
+    words = espeak.word_times(request["speech"]["text"])
+    moved = [[None if time is None else round(before + time, 3) for time in word] for word in words]
+    return {"duration": len(samples) / SAMPLE_RATE, "word_times": moved}
 
 
 if __name__ == "__main__":

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import queue
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,6 +16,7 @@ from typing import Any
 from asr.corpora.base import Corpus, Splits
 from asr.corpora.check import Dropped
 from asr.errors import ConfigError
+from asr.espeak import Espeak
 from asr.types import Utterance
 
 ACCENTS = (
@@ -53,6 +50,8 @@ SLOTS = {
 }
 
 SYNTHESIS_FAILED = "synthesis failed"
+WANTED = "corpus=synthetic", "take another corpus"
+"""What asks for espeak-ng, and what to do without it."""
 
 
 @dataclass(kw_only=True)
@@ -81,15 +80,10 @@ class Synthetic(Corpus):
     seed: int = 0
 
     def utterances(self, out: Path) -> Splits:
-        if importlib.util.find_spec("espeakng_loader") is None:
-            raise ConfigError(
-                "corpus=synthetic: espeak-ng, which speaks it, is not installed. pip install espeakng-loader "
-                "(GPL-3), or take another corpus."
-            )
         if not self.splits or min(self.splits.values()) < 1:
             raise ConfigError(f"corpus.splits: {dict(self.splits)}: each split needs one utterance or more.")
-        with Worker() as worker:
-            voices = self.divide(worker.variants)
+        with Espeak(*WANTED) as espeak:
+            voices = self.divide(espeak.variants)
         return {split: _Spoken(self.plan(split, voices[split], out)) for split in self.splits}
 
     def divide(self, variants: Sequence[str]) -> dict[str, list[str]]:
@@ -155,15 +149,15 @@ class _Spoken:
     def __iter__(self) -> Iterator[Utterance | Dropped]:
         for folder in {Path(utterance.audio_filepath).parent for utterance, _ in self.planned}:
             folder.mkdir(parents=True, exist_ok=True)
-        free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        free: queue.SimpleQueue[Espeak] = queue.SimpleQueue()
 
         def speak(item: tuple[Utterance, dict[str, Any]]) -> Utterance | Dropped:
             utterance, request = item
-            worker = free.get()
+            espeak = free.get()
             try:
-                answer = worker.speak({"path": utterance.audio_filepath, **request})
+                answer = espeak.ask({"path": utterance.audio_filepath, **request})
             finally:
-                free.put(worker)
+                free.put(espeak)
             if "error" in answer:
                 return Dropped(utterance.id, utterance.audio_filepath, SYNTHESIS_FAILED, answer["error"])
             return replace(utterance, extra={**utterance.extra, "word_times": answer["word_times"]})
@@ -171,69 +165,5 @@ class _Spoken:
         with ExitStack() as stack:
             count = min(8, os.cpu_count() or 1, len(self))
             for _ in range(count):
-                free.put(stack.enter_context(Worker()))
+                free.put(stack.enter_context(Espeak(*WANTED)))
             yield from stack.enter_context(ThreadPoolExecutor(count)).map(speak, self.planned)
-
-
-class Worker:
-    """A process of `asr.corpora.espeak`, started again when it dies."""
-
-    def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "asr.corpora.espeak"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            text=True,
-            encoding="utf-8",
-        )
-        assert self.process.stdout
-        hello = self.process.stdout.readline()
-        if not hello:
-            assert self.process.stderr
-            reason = (self.process.stderr.read().strip().splitlines() or ["it says nothing"])[-1]
-            self.close()
-            raise ConfigError(
-                f"corpus=synthetic: espeak-ng does not start ({reason}). Install espeakng-loader again, "
-                "or take another corpus."
-            )
-        self.variants: list[str] = json.loads(hello)["variants"]
-
-    def speak(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the audio that a request describes; return its `duration` and `word_times`, or the `error`.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        assert self.process.stdin and self.process.stdout
-        try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            self.close()
-            status = self.process.returncode
-            self._start()
-            return {"error": f"espeak-ng died with status {status}"}
-        result: dict[str, Any] = json.loads(answer)
-        if "errno" in result:
-            raise OSError(result["errno"], result["error"], request["path"])
-        return result
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.communicate()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

@@ -8,9 +8,10 @@ import soundfile
 import yaml
 
 from asr.corpora.espeak import record, resample
-from asr.corpora.synthetic import SENTENCES, SLOTS, Synthetic, Worker
+from asr.corpora.synthetic import SENTENCES, SLOTS, WANTED, Synthetic
 from asr.data.manifest import read_manifest
 from asr.errors import ConfigError, DataError
+from asr.espeak import Espeak
 
 needs_espeak = pytest.mark.skipif(
     importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed"
@@ -104,21 +105,21 @@ def test_words_are_where_their_sound_is(tmp_path, voice):
     [(_, request)] = Synthetic(splits={"train": 1}).plan("train", ["f1"], tmp_path)
     request["recording"] |= {"level": -20, "snr": 60, "margins": (0.5, 0.4)}
 
-    def speak(worker, text) -> tuple[list, np.ndarray]:
+    def speak(espeak, text) -> tuple[list, np.ndarray]:
         speech = request["speech"] | {"text": text, "voice": voice}
-        found = worker.speak({**request, "speech": speech, "path": str(tmp_path / "a.flac")})
+        found = espeak.ask({**request, "speech": speech, "path": str(tmp_path / "a.flac")})
         return found["word_times"], soundfile.read(tmp_path / "a.flac")[0]
 
     def level(samples, start, end) -> float:
         return 10 * np.log10(np.mean(samples[round(16000 * start) : round(16000 * end)] ** 2))
 
-    with Worker() as worker:
-        times, samples = speak(worker, "two two two")
+    with Espeak(*WANTED) as espeak:
+        times, samples = speak(espeak, "two two two")
         for start, _ in times:  # a burst after silence
             assert level(samples, start, start + 0.05) > level(samples, start - 0.03, start - 0.005) + 25
         end = times[-1][1]
         assert level(samples, end + 0.03, len(samples) / 16000) < level(samples, 0.5, end) - 40
-        times, samples = speak(worker, "turn off the light in the kitchen")
+        times, samples = speak(espeak, "turn off the light in the kitchen")
         assert times[4][1] is None and times[5][0] is None, "'in the' is one word to espeak-ng"
         assert sorted(flat := [time for word in times for time in word if time is not None]) == flat
         n_of_turn = (times[1][0] - 0.06, times[1][0] - 0.01)  # linked to the vowel after it
@@ -129,13 +130,13 @@ def test_words_are_where_their_sound_is(tmp_path, voice):
 def test_failures_are_contained(tmp_path):
     corpus = Synthetic(splits={"train": 1})
     request = corpus.plan("train", ["f1"], tmp_path)[0][1] | {"path": str(tmp_path / "a.flac")}
-    with Worker() as worker:
-        assert worker.speak(request)["duration"] > 0.5 and (tmp_path / "a.flac").exists()
-        assert "no voice" in worker.speak(request | {"speech": request["speech"] | {"voice": "xx+f1"}})["error"]
-        worker.process.kill()
-        assert "died with status -9" in worker.speak(request)["error"]
-        assert "error" not in worker.speak(request)
+    with Espeak(*WANTED) as espeak:
+        assert espeak.ask(request)["duration"] > 0.5 and (tmp_path / "a.flac").exists()
+        assert "no voice" in espeak.ask(request | {"speech": request["speech"] | {"voice": "xx+f1"}})["error"]
+        espeak.process.kill()
+        assert "died with status -9" in espeak.ask(request)["error"]
+        assert "error" not in espeak.ask(request)
         with pytest.raises(OSError, match="No such file"):
-            worker.speak(request | {"path": str(tmp_path / "no/a.flac")})
+            espeak.ask(request | {"path": str(tmp_path / "no/a.flac")})
     with pytest.raises(DataError, match=r"no utterance can be kept.*synthesis failed"):
         Synthetic(splits={"train": 2}, accents=["xx"]).prepare(tmp_path / "out")
