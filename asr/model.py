@@ -164,5 +164,5 @@ class AcousticModel(nn.Module):
         self.encoder.train(training)
         possible = [k for k, width in enumerate(widths[:-1], 1) if width == self.encoder.dim]
         if not isinstance(layers, list | tuple) or not set(layers) <= set(possible):
-            raise ConfigError(f"{key}={layers}: must be a list from {possible}, the layers below the last and as wide.")
+            raise ConfigError(f"{key}={layers}: must be from {possible}, the layers below the last and as wide.")
         return set(layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ class CrCtc(Ctc):
     Args:
         model: that is trained.
         weight: of the consistency.
-        intermediate_layers, intermediate_weight: of the CTC of both views, as in `Ctc`.
+        intermediate_layers, intermediate_weight, phones, phone_layer, phone_weight: of the CTC of both views, as in
+            `Ctc`.
         start_step: the first step with two views; those before are `Ctc`'s, in half the time.
 
     Raises:
@@ -41,16 +42,23 @@ class CrCtc(Ctc):
         intermediate_layers: Sequence[int] = (),
         intermediate_weight: float = 0.3,
         start_step: int = 0,
+        phones: str | None = None,
+        phone_layer: int = 2,
+        phone_weight: float = 0.3,
     ):
-        super().__init__(model, intermediate_layers, intermediate_weight)
+        super().__init__(model, intermediate_layers, intermediate_weight, phones, phone_layer, phone_weight)
         if weight < 0:
             raise ConfigError(f"objective.weight={weight}: must not be negative.")
         if start_step < 0:
             raise ConfigError(f"objective.start_step={start_step}: must not be negative.")
         self.weight, self.start_step = weight, start_step
-        self.before = Ctc(model, intermediate_layers, intermediate_weight)
 
-    def __call__(self, model: AcousticModel, view: View, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def before(self) -> Callable:
+        """The objective of the steps before the first with two views."""
+        return super().forward
+
+    def forward(self, model: AcousticModel, view: View, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         (one, lengths), (other, other_lengths) = view(0), view(1)
         if not torch.equal(lengths, other_lengths):
             raise ConfigError("objective=cr_ctc: a feature augmentation without 'max_speed' changes lengths.")

@@ -151,6 +151,9 @@ def set_up(
         examples=config["examples"],
         learning_rates=config["learning_rates"],
     )
+    if hasattr(module.objective, "prepare"):
+        note = module.objective.prepare(pipeline, map(data.train.text, data.train_indices))
+        console.print(note or "", end="\n" if note else "", markup=False, soft_wrap=True)
     parameter_groups(module, config["learning_rates"])  # a wrong name shows now
     frozen = Frozen(module, config["freeze"], config["freeze_epochs"])
     if frozen.parameters:

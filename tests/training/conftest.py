@@ -19,6 +19,8 @@ SMALL = (
     "trainer=cpu", "tokenizer=words", "encoder.layers=1", "encoder.width=24", "encoder.channels=4", "threads=1",
     "data.workers=0", "logger=[csv]", "callbacks=[checkpoints]", "+trainer.enable_progress_bar=false",
 )  # fmt: skip
+PHONES = (f"objective.phones={Path(__file__).parent / 'tones.dict'}", "objective.phone_layer=1", "encoder.layers=2")
+"""Options of a training that learns how the words are pronounced, too."""
 
 
 @pytest.fixture(scope="session")

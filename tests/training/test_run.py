@@ -21,7 +21,7 @@ from asr.bundle import install_decoder, load_config
 from asr.errors import CheckpointError, ConfigError, DataError
 from asr.training.lost_ranks import check_torchrun
 
-from .conftest import SMALL, killed
+from .conftest import PHONES, SMALL, killed
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 EMA = "callbacks=[checkpoints,ema]"
@@ -85,7 +85,9 @@ def test_from_manifest_to_transcript(train, tones):
     assert json.loads((run / "run.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-@pytest.mark.parametrize("step, options", [(1, ()), (3, ()), (5, ()), (8, ()), (5, ("objective=cr_ctc", EMA))])
+@pytest.mark.parametrize(
+    "step, options", [(1, ()), (3, ()), (5, ()), (8, ()), (5, ("objective=cr_ctc", EMA)), (5, (*PHONES, EMA))]
+)
 def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(train, monkeypatch, step, options):
     whole = train("whole", *SHORT, *options)
     steps = sum(1 for _ in (whole / "metrics.csv").open())
@@ -112,6 +114,14 @@ def test_two_views_come_with_their_first_step(train):
     ctc, two = train("ctc", *options, "objective=inter_ctc"), (*options, "objective=cr_ctc")
     assert difference(ctc, train("after", *two, "objective.start_step=3")) == 0
     assert difference(ctc, train("in", *two, "objective.start_step=2")) > 0
+
+
+def test_phones_are_learnt_but_not_kept(train):
+    run = train("run", "epochs=1", *PHONES)
+    assert not [name for name in weights(run) if "phones" in name]
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert state["objective.phones.head.weight"].shape == (8 + 1, 48)
+    assert train("next", "epochs=1", f"init_from={run}", "encoder.layers=2").is_dir()
 
 
 def test_fused_or_not_an_optimizer_does_the_same(train):
@@ -157,7 +167,9 @@ def test_killed_for_real(tones, tmp_path, train):
 
 
 @pytest.mark.parametrize(
-    "objective", [("objective=ctc", "augment=[]"), ("objective=cr_ctc", "augment=[specaugment]")], ids=["ctc", "cr_ctc"]
+    "objective",
+    [("objective=ctc", "augment=[]"), ("objective=cr_ctc", "augment=[specaugment]"), ("augment=[]", *PHONES)],
+    ids=["ctc", "cr_ctc", "phones"],
 )
 def test_two_processes_equal_one_that_accumulates(tones, tmp_path, train, objective):
     """The same gradients, validation counts and utterances, where ranks have fewer of them, and some batches none."""
@@ -299,6 +311,7 @@ def test_a_finished_run_has_nothing_left_to_resume(train):
             "trainer.precision=bf16-mixed",
         ],
         ["objective=cr_ctc", "augment=[tempo,specaugment]", "augment.tempo.lowest=0.6"],
+        ["objective=cr_ctc", *PHONES, "trainer.precision=bf16-mixed", "tokenizer=characters"],
         ["optimizer.fused=true", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.1"],
         ["trainer.precision=auto", "+trainer.gradient_clip_algorithm=value"],
         ["schedule=constant", "callbacks=[checkpoints,early_stopping]", "featurizer=spectrogram", "max_steps=3"],
