@@ -164,5 +164,6 @@ class AcousticModel(nn.Module):
         self.encoder.train(training)
         possible = [k for k, width in enumerate(widths[:-1], 1) if width == self.encoder.dim]
         if not isinstance(layers, list | tuple) or not set(layers) <= set(possible):
-            raise ConfigError(f"{key}={layers}: must be from {possible}, the layers below the last and as wide.")
+            there = f"must be from {possible}, the layers" if possible else "the encoder has no layers"
+            raise ConfigError(f"{key}={layers}: {there} below the last and as wide.")
         return set(layers)

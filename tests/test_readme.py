@@ -20,7 +20,7 @@ from asr import cli
 
 README = Path(__file__).parents[1] / "README.md"
 SMALL = (
-    "encoder.layers=1", "encoder.width=8", "encoder.channels=2", "epochs=1", "trainer=cpu", "data.workers=0",
+    "encoder.layers=3", "encoder.width=8", "encoder.channels=2", "epochs=1", "trainer=cpu", "data.workers=0",
     "threads=1", "logger=[csv]", "+trainer.enable_progress_bar=false", "callbacks=[checkpoints]",
 )  # fmt: skip
 

@@ -83,15 +83,16 @@ class Ctc(nn.Module):
         self, model: AcousticModel, features: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(B, T, D), (B,), (B, L), (B,) → log-probabilities (B, T', V), lengths (B,), losses (B,) by name."""
-        intermediate, parts = [], {}
+        intermediate, parts, phones = [], {}, self.phones
+        assert phones is not None or not self.phone_layers, "prepare() comes first"
+        if phones is not None:
+            spoken = phones.labels(labels, label_lengths)  # ahead of the layers, for it waits for the device
 
         def tap(layer: int, hidden: Tensor, frames: Tensor) -> Tensor:
             if layer + 1 in self.layers:
                 intermediate.append(ctc_losses(model.log_probs(hidden), frames, labels, label_lengths))
-            if layer + 1 in self.phone_layers:
-                assert self.phones is not None, "prepare() comes first"
-                spoken = self.phones.labels(labels, label_lengths)
-                parts["phone_ctc"] = ctc_losses(self.phones(hidden), frames, *spoken)
+            if phones is not None and layer + 1 in self.phone_layers:
+                parts["phone_ctc"] = ctc_losses(phones(hidden), frames, *spoken)
             return hidden
 
         log_probs, lengths = model.encode(features, lengths, tap if self.layers or self.phone_layers else None)
