@@ -31,11 +31,15 @@ def finish(
     run: Path,
     trainer: L.Trainer,
     pipeline: Pipeline,
+    decoder: Mapping[str, Any],
     data: SpeechData,
     seconds: float,
     console: Console,
 ) -> None:
-    """Save the bundle (the best weights, or the last where nothing was validated), score it, say what comes next."""
+    """Save the bundle (the best weights, or the last where nothing was validated), score it, say what comes next.
+
+    Its decoder is the one given by its config.
+    """
     source = run / "checkpoints" / "last.ckpt"
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor == config["monitor"] and callback.best_model_path:
@@ -43,8 +47,9 @@ def finish(
     checkpoint = read_checkpoint(source)
     pipeline.model.load_state_dict(model_weights(checkpoint))
     bundle = run / "bundle"
-    _keep_tuned(bundle, config, console)
-    save_bundle(bundle, pipeline, pipeline_config(config), "")
+    _keep_tuned(bundle, decoder, console)
+    recognizer = {**pipeline_config(config), "decoder": decoder}
+    save_bundle(bundle, pipeline, recognizer, "")
     scores = {}
     scored = {"validation": str(run / "validation.jsonl")} if data.validation is not None else {}
     scored |= data.tests
@@ -55,20 +60,20 @@ def finish(
         scores[name] = evaluation
     averaged = ", a moving average" if "current_model_state" in checkpoint else ""
     weights = f"of step {checkpoint['global_step']:,}{averaged}"
-    save_bundle(bundle, pipeline, pipeline_config(config), card(config, data, scores, weights, seconds))
+    save_bundle(bundle, pipeline, recognizer, card(config, data, scores, weights, seconds))
     console.print(f"\nrecognizer  {bundle}  (training took {seconds / 60:.1f} min)", markup=False, soft_wrap=True)
     _show_next(bundle, list(scored.values())[-1] if scored else None, config["transcribe_example"], console)
 
 
-def _keep_tuned(bundle: Path, config: Mapping[str, Any], console: Console) -> None:
+def _keep_tuned(bundle: Path, decoder: Mapping[str, Any], console: Console) -> None:
     """Move away a bundle of this run into which another decoder was installed since."""
 
-    def without_paths(decoder: Mapping[str, Any]) -> dict[str, Any]:
-        options = flatten(decoder)
+    def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+        options = flatten(config)
         return {key: value for key, value in options.items() if key.endswith("_target_") or not isinstance(value, str)}
 
     try:
-        if without_paths(load_config(bundle)["decoder"]) == without_paths(config["decoder"]):
+        if without_paths(load_config(bundle)["decoder"]) == without_paths(decoder):
             return
     except AsrError:  # there is none, or none that could be used
         return

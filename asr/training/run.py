@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import re
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from asr.training.checkpoints import AtomicCheckpoints, Preemption, StopAfterSte
 from asr.training.corpus import prepare_manifests
 from asr.training.finish import finish
 from asr.training.folder import RunFolder, is_main_process
+from asr.training.language_models import with_language_models
 from asr.training.leaving import explain, leave
 from asr.training.lost_ranks import LostRanks
 from asr.training.module import SpeechRecognition, build_augmentations
@@ -68,14 +70,16 @@ def train(config: Mapping[str, Any]) -> None:
     """
     signals.install()  # over those of a launcher
     try:
-        _train(config)
+        with tempfile.TemporaryDirectory() as models:
+            _train(config, Path(models))
     except signals.Preempted as stopped:
         raise SystemExit(leave(stopped.number, Path(config["out"]))) from None
     finally:
         signals.restore()
 
 
-def _train(config: Mapping[str, Any]) -> None:
+def _train(config: Mapping[str, Any], models: Path) -> None:
+    """With a folder for language models."""
     torch.set_num_threads(config["threads"] or torch.get_num_threads())
     L.seed_everything(config["seed"], verbose=False)
     run = RunFolder(Path(config["out"]), config["resume"])
@@ -86,6 +90,9 @@ def _train(config: Mapping[str, Any]) -> None:
         console.print(f"resuming    from {checkpoint}", markup=False)
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     trainer, module, data = set_up(config, None if content is None else content["global_step"])
+    decoder = config["decoder"]
+    if config["lm_decoder"] and is_main_process():
+        decoder = with_language_models(config["lm_decoder"], module.pipeline, data, models)
     data.left_out = run.path / f"left_out-rank{trainer.global_rank}.jsonl"
     if checkpoint is not None and content is not None:
         check_resumable(checkpoint, content, module, config, trainer.world_size)
@@ -111,7 +118,7 @@ def _train(config: Mapping[str, Any]) -> None:
         signals.install(at_once=True)  # all is saved
         if number := signals.received():
             raise signals.Preempted(number)
-        finish(config, run.path, trainer, pipeline, data, time.monotonic() - started, console)
+        finish(config, run.path, trainer, pipeline, decoder, data, time.monotonic() - started, console)
 
 
 def set_up(
