@@ -158,9 +158,9 @@ def set_up(
         examples=config["examples"],
         learning_rates=config["learning_rates"],
     )
-    if hasattr(module.objective, "prepare"):
-        note = module.objective.prepare(pipeline, map(data.train.text, data.train_indices))
-        console.print(note or "", end="\n" if note else "", markup=False, soft_wrap=True)
+    texts = map(data.train.text, data.train_indices)
+    if hasattr(module.objective, "prepare") and (note := module.objective.prepare(pipeline, texts)):
+        console.print(note, markup=False, soft_wrap=True)
     parameter_groups(module, config["learning_rates"])  # a wrong name shows now
     frozen = Frozen(module, config["freeze"], config["freeze_epochs"])
     if frozen.parameters:
@@ -314,6 +314,12 @@ def check_resumable(
     steps = [schedule.get("total_steps") for schedule in found.get("lr_schedulers", ())]
     if not changed and steps and steps[0] not in (None, module.steps + 1):
         changed = [f"the steps of the schedule ({steps[0] - 1}, now {module.steps}: epochs, max_steps or the data)"]
+    theirs, ours = (
+        {name: value.shape for name, value in state.items() if name.startswith("objective.")}
+        for state in (found["state_dict"], module.state_dict())
+    )
+    if not changed and theirs != ours:
+        changed = ["what the objective learns (the phones of the lexicon or the transcripts)"]
     averages = any(callback["_target_"].endswith(".Ema") for callback in (config["callbacks"] or {}).values())
     if not changed and averages != ("current_model_state" in found):
         changed = ["whether the weights are averaged (callbacks: ema)"]

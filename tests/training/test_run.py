@@ -255,6 +255,16 @@ def test_a_run_is_not_resumed_as_another(train, options, named):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+def test_a_run_is_not_resumed_with_other_phones(train, tmp_path):
+    lexicon = tmp_path / "words.dict"
+    lexicon.write_text("low L OW\nmiddle M IH D AH L\nhigh HH AY\n")
+    options = (*SHORT, *PHONES, f"objective.phones={lexicon}")
+    train("run", *options)
+    lexicon.write_text("low L OW\nmiddle M IH D L\nhigh HH AY\n")
+    with pytest.raises(CheckpointError, match="what the objective learns"):
+        train("run", *options, "resume=auto")
+
+
 def test_more_epochs_where_the_schedule_does_not_depend_on_them(train):
     train("cosine", "epochs=1", "schedule=warmup_cosine")
     with pytest.raises(CheckpointError, match="steps of the schedule"):
