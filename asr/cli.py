@@ -193,7 +193,8 @@ def _plain(config: Any, command: str, options: list[str]) -> dict[str, Any]:
     if hydra_config.runtime.choices.get("experiment"):
         overrides = list(hydra_config.overrides.task)
         _leave_out_of_experiment(plain, command, overrides, hydra_config.runtime.choices["experiment"])
-    unchosen = [str(group) for group, choice in hydra_config.runtime.choices.items() if choice is None]
+    choices = hydra_config.runtime.choices.items()
+    unchosen = [group for group, choice in choices if choice is None and "@" not in group]
     defaults = {str(key): value for key, value in compose(command).items_ex(resolve=False)}
     for key, value in defaults.items():
         if key in plain and (key in NULLABLE or type(value) in (int, float, bool)):
@@ -212,10 +213,11 @@ def _leave_out_of_experiment(plain: dict[str, Any], command: str, overrides: lis
     from hydra import compose
     from omegaconf import OmegaConf
 
-    for group in (*plugins.COMPONENT_GROUPS, "callbacks", "logger"):
-        if not given(group, overrides) or not isinstance(plain.get(group), dict):
+    for group in (*plugins.COMPONENT_GROUPS, "callbacks", "logger", "lm_decoder"):
+        chooses = "decoder@lm_decoder" if group == "lm_decoder" else group
+        if not given(chooses, overrides) or not isinstance(plain.get(group), dict):
             continue
-        choice = [word for word in overrides if word.lstrip("+").startswith((f"{group}=", f"{group}@"))]
+        choice = [word for word in overrides if word.lstrip("+").startswith((f"{chooses}=", f"{chooses}@"))]
         chosen: Any = OmegaConf.to_container(compose(command, choice)[group])
         keys = [word.lstrip("+").split("=")[0] for word in overrides]
         told = tuple(f"{key}." for key in keys if key.startswith(f"{group}."))

@@ -13,8 +13,8 @@ PATH_KEYS = (
     "checkpoint", "checkpoints", "manifest", "manifests", "out", "compare", "resume", "init_from", "run", "runs",
     "data.train", "data.validation", "data.test", "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json",
     "transcript", "decoder.lm", "decoder.label_lm", "decoder.beam.lm", "decoder.beam.label_lm",
-    "decoder.label_prior", "decoder.beam.label_prior", "sentences", "lm_path",
-    "model", "train", "test", "arpa", "output", "shards",
+    "decoder.label_prior", "decoder.beam.label_prior", "lm_decoder.label_prior", "objective.phones",
+    "sentences", "lm_path", "model", "train", "test", "arpa", "output", "shards",
 )  # fmt: skip
 """Keys whose values are taken literally: paths, and the transcript to align."""
 FLAGS = (

@@ -20,6 +20,7 @@ from asr import plugins
 from asr.cli import _register_resolvers
 from asr.errors import ConfigError
 from asr.pipeline import build
+from asr.training.language_models import final_decoder
 from asr.training.module import build_augmentations
 from asr.training.run import _fit
 
@@ -141,12 +142,13 @@ def test_schedules_run_to_their_last_step(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiments_compose_and_build(name: str) -> None:
+def test_experiments_compose_and_build(name: str, tmp_path: Path) -> None:
     config = composed("train", f"+experiment={name}")
     assert config["name"] == name
     labels = config["tokenizer"].pop("vocab_size", 4231 if name == "aishell" else 30)  # what a training would find
     config["tokenizer"] = {"_target_": "asr.tokenizers.Words", "labels": [f"w{k}" for k in range(1, labels)]}
     pipeline = build(config)
+    final_decoder(config, pipeline, ["w1 w2 w3", "w2"], tmp_path)
     parameters = sum(parameter.numel() for parameter in pipeline.model.parameters())
     assert parameters < 10e6 if name not in MILLIONS else round(parameters / 1e6) == MILLIONS[name]
 

@@ -29,7 +29,7 @@ class Ctc(nn.Module):
 
         loss' = (1 - phone_weight) · loss + phone_weight · CTC of the phones
 
-    An utterance with more phones than frames has no CTC of the phones.
+    An utterance with more phones than frames has no CTC of the phones; `prepare` counts them.
 
     Args:
         model: that is trained.
@@ -62,7 +62,7 @@ class Ctc(nn.Module):
         self.phone_layers = model.inner_layers([phone_layer] if phones else [], "objective.phone_layer")
         self.phones: Phones | None = None
 
-    def prepare(self, pipeline: Pipeline, texts: Iterable[str]) -> str | None:
+    def prepare(self, pipeline: Pipeline, texts: Iterable[str], frames: Iterable[int]) -> str | None:
         """Learn the phones of all transcripts that there will be labels of; returns a line that shows them.
 
         Raises:
@@ -71,9 +71,11 @@ class Ctc(nn.Module):
         if not self.pronunciations:
             return None
         spell = pipeline.tokenizer.decode
-        spelled = (spell(pipeline.encode(text)) for text in texts)  # less what is unknown
-        self.phones = Phones(self.pronunciations, spelled, spell, pipeline.text, pipeline.model.encoder.dim)
-        return f"phones      {len(self.phones)}: {self.phones.example()}"
+        spelled = [spell(pipeline.encode(text)) for text in texts]  # less what is unknown
+        self.phones = phones = Phones(self.pronunciations, spelled, spell, pipeline.text, pipeline.model.encoder.dim)
+        crowded = sum(least_frames(phones.encode(t)) > count for t, count in zip(spelled, frames, strict=True))
+        note = f"; {crowded:,} utterances may have more than frames, and learn none" if crowded else ""
+        return f"phones      {len(phones)}: {phones.example()}{note}"
 
     def forward(self, model: AcousticModel, view: View, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         _, _, parts = self.encode(model, *view(0), batch.labels, batch.label_lengths)

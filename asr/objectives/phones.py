@@ -43,6 +43,8 @@ class Phones(nn.Module):
         self.words = {word: [ids[phone] for phone in phones] for word, phones in words.items()}
         self.spell = spell
         self.head = nn.Linear(dim, len(ids) + 1)
+        # with the weights, so that a checkpoint tells what they mean
+        self.register_buffer("spelled_names", torch.tensor(list(" ".join(self.names).encode()), dtype=torch.uint8))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,12 +54,15 @@ class Phones(nn.Module):
         word = max(self.words, key=lambda word: len(self.words[word]))
         return f"{word} → {' '.join(self.names[label - 1] for label in self.words[word])}"
 
+    def encode(self, text: str) -> list[int]:
+        """The phones of a text."""
+        return [phone for word in text.split() for phone in self.words[word]]
+
     def labels(self, labels: Tensor, label_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Labels (B, L), (B,) of the recognizer → labels (B, P), (B,) of phones."""
         rows = []
         for row, count in zip(labels.tolist(), label_lengths.tolist(), strict=True):
-            words = self.spell(row[:count]).split()
-            rows.append(torch.tensor([phone for word in words for phone in self.words[word]], dtype=torch.int64))
+            rows.append(torch.tensor(self.encode(self.spell(row[:count])), dtype=torch.int64))
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return padded.to(labels.device), torch.tensor([len(row) for row in rows])
 

@@ -10,6 +10,8 @@ from asr.errors import ConfigError, DataError
 from asr.espeak import Espeak
 
 ESPEAK = "espeak:"
+COMMENT = re.compile(r"\s#\s")
+NUMBER = re.compile(r"\d*\.\d+([eE]-?\d+)?")
 STRESSED = re.compile(r"([A-Z]{2})[0-2]")
 """A vowel of CMUdict with its stress."""
 AT_ONCE = 1000
@@ -35,22 +37,23 @@ def pronounce(words: Iterable[str], source: str, normalize: Callable[[str], str]
         return _by_rules(found, source)
     lexicon = read_lexicon(source, normalize)
     if missing := [word for word in found if word not in lexicon]:
-        named = ", ".join(map(repr, missing[:5])) + (", …" if len(missing) > 5 else "")
+        named = ", ".join(map(repr, missing[:20])) + (", …" if len(missing) > 20 else "")
         raise DataError(
             f"objective.phones={source}: {len(missing):,} of the {len(found):,} words of the training text are not in "
-            f"it: {named}. Add them, or take espeak-ng's rules: objective.phones=espeak:en-us."
+            f"it: {named}. Add them, or take espeak-ng's rules: objective.phones=espeak:LANGUAGE."
         )
     return {word: lexicon[word] for word in found}
 
 
 def read_lexicon(path: str, normalize: Callable[[str], str] = str) -> dict[str, list[str]]:
-    """The first pronunciation of each word of a lexicon.
+    """The first pronunciation of each word of a lexicon; a spelling that only its case tells from the word goes first.
 
     Raises:
         ConfigError: there is no such file.
-        DataError: a line has no phones, or the file is no text in UTF-8.
+        DataError: a line has no phones, or a probability ahead of them, or the file is no text in UTF-8.
     """
     lexicon: dict[str, list[str]] = {}
+    altered: dict[str, list[str]] = {}
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -60,14 +63,17 @@ def read_lexicon(path: str, normalize: Callable[[str], str] = str) -> dict[str, 
             f"objective.phones={path}: cannot be read ({error.strerror}). Give a lexicon, or espeak:VOICE."
         ) from None
     for number, line in enumerate(lines, 1):
-        word, *phones = line.split() or [";;;"]
-        if word.startswith(";;;"):
+        spelled, *phones = COMMENT.split(line)[0].split() or [";;;"]
+        if spelled.startswith(";;;"):
             continue
-        if not phones:
-            raise DataError(f"{path}, line {number}: '{word}' has no phones. A word and its phones are expected.")
-        word = normalize(re.sub(r"\(\d+\)$", "", word))  # READ(2) is another way to say it
-        lexicon.setdefault(word, [STRESSED.sub(r"\1", phone) for phone in phones])
-    return lexicon
+        if not phones or NUMBER.fullmatch(phones[0]):
+            raise DataError(f"{path}, line {number}: a word and its phones are expected, found '{line.strip()}'.")
+        spelled = re.sub(r"\(\d+\)$", "", spelled)  # READ(2) is another way to say it
+        word = normalize(spelled)
+        # 'CAUSE is not CAUSE, nor <unk> the word unk, though they are to the text normaliser
+        found = lexicon if word.casefold() == spelled.casefold() else altered
+        found.setdefault(word, [STRESSED.sub(r"\1", phone) for phone in phones])
+    return altered | lexicon
 
 
 def _by_rules(words: list[str], source: str) -> dict[str, list[str]]:
@@ -77,8 +83,9 @@ def _by_rules(words: list[str], source: str) -> dict[str, list[str]]:
             part = words[first : first + AT_ONCE]
             answer = espeak.ask({"voice": source.removeprefix(ESPEAK), "words": part})
             if "error" in answer:
-                raise ConfigError(
-                    f"objective.phones={source}: {answer['error']}. Voices are languages: en-us, de, fr, es, cmn, …"
-                )
+                hint = "Voices are languages: en-us, de, fr, es, cmn, …"
+                if not answer["error"].startswith("no voice"):
+                    hint = f"It was asked for the words from '{part[0]}' to '{part[-1]}'."
+                raise ConfigError(f"objective.phones={source}: {answer['error']}. {hint}")
             phones += answer["phones"]
     return dict(zip(words, phones, strict=True))

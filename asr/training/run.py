@@ -10,6 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ from asr.training.checkpoints import AtomicCheckpoints, Preemption, StopAfterSte
 from asr.training.corpus import prepare_manifests
 from asr.training.finish import finish
 from asr.training.folder import RunFolder, is_main_process
-from asr.training.language_models import with_language_models
+from asr.training.language_models import final_decoder
 from asr.training.leaving import explain, leave
 from asr.training.lost_ranks import LostRanks
 from asr.training.module import SpeechRecognition, build_augmentations
 from asr.training.statistics import set_feature_statistics
-from asr.training.transfer import Frozen, initialize, parameter_groups
+from asr.training.transfer import Frozen, initialize, parameter_groups, with_defaults
 
 LEARNING = ("optimizer", "schedule", "objective", "augment", "seed", "freeze", "freeze_epochs", "learning_rates")
 """Keys that a resumed run must not change, beside those of the recognizer."""
@@ -70,16 +71,14 @@ def train(config: Mapping[str, Any]) -> None:
     """
     signals.install()  # over those of a launcher
     try:
-        with tempfile.TemporaryDirectory() as models:
-            _train(config, Path(models))
+        _train(config)
     except signals.Preempted as stopped:
         raise SystemExit(leave(stopped.number, Path(config["out"]))) from None
     finally:
         signals.restore()
 
 
-def _train(config: Mapping[str, Any], models: Path) -> None:
-    """With a folder for language models."""
+def _train(config: Mapping[str, Any]) -> None:
     torch.set_num_threads(config["threads"] or torch.get_num_threads())
     L.seed_everything(config["seed"], verbose=False)
     run = RunFolder(Path(config["out"]), config["resume"])
@@ -90,9 +89,8 @@ def _train(config: Mapping[str, Any], models: Path) -> None:
         console.print(f"resuming    from {checkpoint}", markup=False)
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     trainer, module, data = set_up(config, None if content is None else content["global_step"])
-    decoder = config["decoder"]
-    if config["lm_decoder"] and is_main_process():
-        decoder = with_language_models(config["lm_decoder"], module.pipeline, data, models)
+    with tempfile.TemporaryDirectory() as models:  # of a few texts: what is wrong shows now
+        final_decoder(config, module.pipeline, islice(data.texts(), 100), Path(models))
     data.left_out = run.path / f"left_out-rank{trainer.global_rank}.jsonl"
     if checkpoint is not None and content is not None:
         check_resumable(checkpoint, content, module, config, trainer.world_size)
@@ -118,7 +116,10 @@ def _train(config: Mapping[str, Any], models: Path) -> None:
         signals.install(at_once=True)  # all is saved
         if number := signals.received():
             raise signals.Preempted(number)
-        finish(config, run.path, trainer, pipeline, decoder, data, time.monotonic() - started, console)
+        seconds = time.monotonic() - started
+        with tempfile.TemporaryDirectory() as models:
+            decoder = final_decoder(config, pipeline, data.texts(), Path(models))
+            finish(config, run.path, trainer, pipeline, decoder, data, seconds, console)
 
 
 def set_up(
@@ -138,7 +139,8 @@ def set_up(
     trainer = build_trainer(config, data.validation is not None, resume_step)
     # the product of ranks and accumulated batches makes a step: known before the sampler is made
     micro_batches = trainer.world_size * trainer.accumulate_grad_batches
-    data.prepare(_fit(pipeline, config), micro_batches)
+    fit = _fit(pipeline, config)
+    data.prepare(fit, micro_batches)
     print_overview(pipeline, data, config, trainer.precision)
     if taken:
         console.print(f"starts from {config['init_from']}: {taken}", markup=False)
@@ -158,9 +160,10 @@ def set_up(
         examples=config["examples"],
         learning_rates=config["learning_rates"],
     )
-    texts = map(data.train.text, data.train_indices)
-    if hasattr(module.objective, "prepare") and (note := module.objective.prepare(pipeline, texts)):
-        console.print(note, markup=False, soft_wrap=True)
+    if hasattr(module.objective, "prepare"):
+        texts, frames = map(data.train.text, data.train_indices), fit.frames(data.train_seconds)
+        if note := module.objective.prepare(pipeline, texts, frames):
+            console.print(note, markup=False, soft_wrap=True)
     parameter_groups(module, config["learning_rates"])  # a wrong name shows now
     frozen = Frozen(module, config["freeze"], config["freeze_epochs"])
     if frozen.parameters:
@@ -299,12 +302,13 @@ def check_resumable(
         CheckpointError: with the keys that differ.
     """
     learning = {key: config[key] for key in LEARNING}
-    old = flatten(found["recognizer"]["config"] | learning | found["recognizer"].get("learning", {}))
-    new = flatten(pipeline_config(config) | learning)
+    old = found["recognizer"]["config"] | learning | found["recognizer"].get("learning", {})
+    old = flatten(old | {"objective": with_defaults(old["objective"])})  # a release before may have had fewer options
+    new = flatten(pipeline_config(config) | learning | {"objective": with_defaults(config["objective"])})
 
     def free(key: str) -> bool:
-        """The decoder is no part of it, and folders of noise may move."""
-        moved = re.fullmatch(r"augment\..*\.path", key) and old.get(key) and new.get(key)
+        """The decoder is no part of it, and folders of noise and lexicons may move."""
+        moved = re.fullmatch(r"augment\..*\.path|objective\.phones", key) and old.get(key) and new.get(key)
         return bool(moved) or key.partition(".")[0] == "decoder"
 
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not free(key)]
@@ -314,11 +318,7 @@ def check_resumable(
     steps = [schedule.get("total_steps") for schedule in found.get("lr_schedulers", ())]
     if not changed and steps and steps[0] not in (None, module.steps + 1):
         changed = [f"the steps of the schedule ({steps[0] - 1}, now {module.steps}: epochs, max_steps or the data)"]
-    theirs, ours = (
-        {name: value.shape for name, value in state.items() if name.startswith("objective.")}
-        for state in (found["state_dict"], module.state_dict())
-    )
-    if not changed and theirs != ours:
+    if not changed and _learnt(found["state_dict"]) != _learnt(module.state_dict()):
         changed = ["what the objective learns (the phones of the lexicon or the transcripts)"]
     averages = any(callback["_target_"].endswith(".Ema") for callback in (config["callbacks"] or {}).values())
     if not changed and averages != ("current_model_state" in found):
@@ -334,3 +334,9 @@ def check_resumable(
             f"            on {world_size} processes, after {before}: the same steps, but for rounding, "
             "and batch norm's running statistics, which are those of rank 0"
         )
+
+
+def _learnt(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What an objective has of its own: the shapes of its weights, and all else as it is."""
+    tensors = {name: x for name, x in state.items() if name.startswith("objective.") and isinstance(x, torch.Tensor)}
+    return {name: x.shape if x.is_floating_point() else x.tolist() for name, x in tensors.items()}

@@ -76,7 +76,7 @@ def initialize(pipeline: Pipeline, config: Mapping[str, Any]) -> str:
 
 def _changed(theirs: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> list[tuple[str, str]]:
     """What to say to have a stage as it is in another config, and what is said here."""
-    old, new = flatten({key: _with_defaults(theirs[key])}), flatten({key: _with_defaults(ours[key])})
+    old, new = flatten({key: with_defaults(theirs[key])}), flatten({key: with_defaults(ours[key])})
     changed = []
     target = f"{key}._target_"
     if (classes := (old.pop(target, ""), new.pop(target, "")))[0] != classes[1]:
@@ -90,7 +90,7 @@ def _changed(theirs: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> li
     return changed
 
 
-def _with_defaults(config: Any) -> Any:
+def with_defaults(config: Any) -> Any:
     """A stage's config with the options that it does not give; an older release may not have had them."""
     if not isinstance(config, Mapping):
         return config

@@ -20,7 +20,8 @@ from asr.text import Normalizer
 from asr.tokenizers import Words
 
 LEXICON = """;;; a comment
-A  AH0
+'a  AE1
+A  AH0 # the letter, too
 A(2)  EY1
 TWO\tT UW1
 
@@ -28,6 +29,7 @@ don’t D OW1 N T
 read R IY1 D
 read R EH1 D
 Rosé r o55 z e55
+<mute> SPN
 """
 WORDS = ["a", "read", "two", "don't", "mute"]
 PHONES = {"a": ["AH"], "two": ["T", "UW"], "don't": ["D", "OW", "N", "T"], "read": ["R", "IY", "D"]}
@@ -44,7 +46,7 @@ def lexicon(tmp_path) -> str:
 
 
 def test_a_lexicon(lexicon):
-    """Words are normalised, the first pronunciation counts, stress goes and a tone stays."""
+    """Words are normalised, but the plain spelling goes first; the first pronunciation counts; a tone stays."""
     found = read_lexicon(lexicon, Normalizer())
     assert found == PHONES | {"rosé": ["r", "o55", "z", "e55"], "mute": ["SIL"]}
     assert pronounce(["two", "a", "two"], lexicon, Normalizer()) == {"a": ["AH"], "two": ["T", "UW"]}
@@ -54,9 +56,10 @@ def test_a_lexicon(lexicon):
     ("content", "error", "message"),
     [
         (None, ConfigError, r"objective.phones=.*cannot be read \(No such file.*espeak:VOICE"),
-        (b"one W AH N\ntwo\n", DataError, r"words\.dict, line 2: 'two' has no phones"),
+        (b"one W AH N\ntwo\n", DataError, r"words\.dict, line 2: a word and its phones are expected, found 'two'"),
+        (b"two 1.0 T UW\n", DataError, r"words\.dict, line 1: a word and its phones are expected, found 'two 1.0"),
         (b"caf\xe9 K\n", DataError, "UTF-8"),
-        (b"two T UW\n", DataError, r"1 of the 2 words .* not in it: 'one'.*objective.phones=espeak:en-us"),
+        (b"two T UW\n", DataError, r"1 of the 2 words .* not in it: 'one'.*objective.phones=espeak:LANGUAGE"),
     ],
 )
 def test_lexicons_that_cannot_be_used(tmp_path, content, error, message):
@@ -96,7 +99,8 @@ def model() -> AcousticModel:
 def prepared(make, lexicon: str, model: AcousticModel, texts=("A READ TWO", "don’t mute unheard"), **options):
     objective = make(model=model, phones=lexicon, **options)
     pipeline = Pipeline(Normalizer(), Words(WORDS, unknown="skip"), model, decoder=None)
-    assert objective.prepare(pipeline, texts) == "phones      9: don't → D OW N T"
+    note = objective.prepare(pipeline, texts, [6, 4])
+    assert note == "phones      9: don't → D OW N T; 1 utterances may have more than frames, and learn none"
     return objective
 
 
@@ -140,10 +144,12 @@ def test_more_phones_than_frames_cost_nothing(model, lexicon):
 
     def view(number: int) -> tuple[torch.Tensor, torch.Tensor]:
         features, _ = views(0)(number)
-        return features[:, :16], torch.tensor([16])  # four frames of emissions: enough for neither
+        return features[:, :24], torch.tensor([24])  # six frames of emissions: for the labels, not for nine phones
 
     losses, parts = objective(model, view, batch(0))
-    assert losses.item() == parts["phone_ctc"].item() == 0
+    assert parts["phone_ctc"].item() == 0 and parts["ctc"].item() > 0
+    torch.testing.assert_close(losses, 0.7 * parts["ctc"])
+    torch.testing.assert_close(parts["ctc"], Ctc(model)(model, view, batch(0))[0])
 
 
 @pytest.mark.parametrize("make", [Ctc, CrCtc])
@@ -163,4 +169,4 @@ def test_texts_without_phones(model, lexicon):
 
 
 def test_without_phones_nothing_is_prepared(model):
-    assert Ctc(model).prepare(Pipeline(str, Words(WORDS), model, None), ["two"]) is None
+    assert Ctc(model).prepare(Pipeline(str, Words(WORDS), model, None), ["two"], [9]) is None
