@@ -89,8 +89,8 @@ def _train(config: Mapping[str, Any]) -> None:
         console.print(f"resuming    from {checkpoint}", markup=False)
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     trainer, module, data = set_up(config, None if content is None else content["global_step"])
-    with tempfile.TemporaryDirectory() as models:  # of a few texts: what is wrong shows now
-        final_decoder(config, module.pipeline, islice(data.texts(), 100), Path(models))
+    with tempfile.TemporaryDirectory() as models:  # of some of the texts: what is wrong shows now
+        final_decoder(config, module.pipeline, islice(data.texts(), 10_000), Path(models))
     data.left_out = run.path / f"left_out-rank{trainer.global_rank}.jsonl"
     if checkpoint is not None and content is not None:
         check_resumable(checkpoint, content, module, config, trainer.world_size)
