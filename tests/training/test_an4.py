@@ -14,7 +14,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 @pytest.mark.slow
 def test_held_out_speakers(an4_root: Path, tmp_path: Path) -> None:
-    """A quarter of the speakers; the bound is a third above what RESULTS.md has for this fold."""
+    """A quarter of the speakers; the bound is two fifths above what RESULTS.md has for this fold."""
     out = tmp_path / "run"
     options = [
         f"corpus.root={an4_root}",
@@ -25,4 +25,4 @@ def test_held_out_speakers(an4_root: Path, tmp_path: Path) -> None:
     command = [sys.executable, SCRIPTS / "train.py", "+experiment=an4", *options, "trainer.check_val_every_n_epoch=10"]
     subprocess.run(command, check=True)
     summary = json.loads((out / "evaluation/validation/summary.json").read_text())
-    assert summary["wer"]["rate"] <= 0.075, summary["wer"]
+    assert summary["wer"]["rate"] <= 0.065, summary["wer"]
