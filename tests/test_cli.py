@@ -313,11 +313,11 @@ def test_what_an_experiment_says_to_replaced_components_is_left_out(
     assert "kept        encoder.width=160, encoder.dropout=0.15, as experiment=demo says" in out
     run("train", ["+experiment=demo", "augment=[]", "tokenizer=characters", "tokenizer.vocab_size=3"])
     assert configs[1]["augment"] == {} and configs[1]["tokenizer"]["vocab_size"] == 3, "a person's word is not touched"
-    for_two = ["+experiment=speechocean762", "corpus.root=x"]
-    run("train", [*for_two, "decoder@lm_decoder=greedy"])
+    learners = ["+experiment=speechocean762", "corpus.root=x"]
+    run("train", [*learners, "decoder@lm_decoder=greedy"])
     assert configs[2]["lm_decoder"]["blank_penalty"] == 2 and "lm_weight" not in configs[2]["lm_decoder"]
     assert "left out    lm_decoder.lm_weight" in capsys.readouterr().out
-    run("train", [*for_two, "lm_decoder=null"])
+    run("train", [*learners, "lm_decoder=null"])
     assert configs[3]["lm_decoder"] is None
 
 

@@ -6,9 +6,10 @@ import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,12 @@ class SpeechData(L.LightningDataModule):
         """The transcripts to train on, one by one; of more than `MOST_TEXTS` every second, third, …"""
         chosen = self.train_indices[:: max(1, -(-len(self.train_indices) // MOST_TEXTS))]
         return map(self.train.text, chosen)
+
+    def frames(self) -> Iterator[int]:
+        """The emission frames of the utterances to train on, at the fastest speed, one by one; after `prepare`."""
+        assert self.fit is not None
+        parts = (self.train_seconds[k : k + CHUNK] for k in range(0, len(self.train_seconds), CHUNK))
+        return chain.from_iterable(map(self.fit.frames, parts))
 
     def prepare(self, fit: Fit, micro_batches_per_step: int) -> None:
         """Choose the training utterances: drops, and counts by reason, those that CTC cannot learn from.

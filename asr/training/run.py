@@ -139,8 +139,7 @@ def set_up(
     trainer = build_trainer(config, data.validation is not None, resume_step)
     # the product of ranks and accumulated batches makes a step: known before the sampler is made
     micro_batches = trainer.world_size * trainer.accumulate_grad_batches
-    fit = _fit(pipeline, config)
-    data.prepare(fit, micro_batches)
+    data.prepare(_fit(pipeline, config), micro_batches)
     print_overview(pipeline, data, config, trainer.precision)
     if taken:
         console.print(f"starts from {config['init_from']}: {taken}", markup=False)
@@ -161,8 +160,8 @@ def set_up(
         learning_rates=config["learning_rates"],
     )
     if hasattr(module.objective, "prepare"):
-        texts, frames = map(data.train.text, data.train_indices), fit.frames(data.train_seconds)
-        if note := module.objective.prepare(pipeline, texts, frames):
+        texts = map(data.train.text, data.train_indices)
+        if note := module.objective.prepare(pipeline, texts, data.frames()):
             console.print(note, markup=False, soft_wrap=True)
     parameter_groups(module, config["learning_rates"])  # a wrong name shows now
     frozen = Frozen(module, config["freeze"], config["freeze_epochs"])
