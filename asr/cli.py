@@ -36,6 +36,8 @@ TRAINING = ("train", "train_lm", "benchmark")
 """Commands that mostly have the cores to themselves."""
 TAKES_WORDS = ("transcribe", "align", "benchmark")
 """Commands with words that are no options: audio files, the name of a benchmark."""
+SEVERAL = ("augment", "callbacks", "logger")
+"""Groups of which any number is chosen, by a list."""
 NULLABLE = {
     **dict.fromkeys(("threads", "max_steps", "channel", "utterances", "freeze_epochs"), int | None),
     "endpoint": float | None,
@@ -166,8 +168,10 @@ def _run_hydra(command: str, arguments: list[str]) -> None:
         task()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, command, options)) from None
-    except ValueError as error:
-        if not str(error).startswith("Only one of --"):  # Hydra's, of flags
+    except ValueError as error:  # some of Hydra's own
+        if str(error).startswith("Config group override must be"):
+            raise ConfigError(_explain_choice(options)) from None
+        if not str(error).startswith("Only one of --"):  # flags
             raise
         raise ConfigError(str(error)) from None
     finally:
@@ -221,7 +225,7 @@ def _leave_out_of_experiment(plain: dict[str, Any], command: str, overrides: lis
         chosen: Any = OmegaConf.to_container(compose(command, choice)[group])
         keys = [word.lstrip("+").split("=")[0] for word in overrides]
         told = tuple(f"{key}." for key in keys if key.startswith(f"{group}."))
-        several = group in ("augment", "callbacks", "logger")  # each by its name
+        several = group in SEVERAL  # each by its name
         for name, part in list(plain[group].items()):
             known = "_target_" in part if several else name in chosen
             if not known and not any(key.startswith(f"{group}.{name}.") for key in told):
@@ -288,6 +292,18 @@ def _explain(error: Exception, command: str, options: list[str]) -> str:
     if unknown:
         return f"{unknown[1]}: there is no such option. {_near_key(unknown[1], command, options)}".rstrip()
     return text
+
+
+def _explain_choice(options: list[str]) -> str:
+    """What to write for a choice that is no name: `encoder=null`, `augment=3`."""
+    for word in options:
+        key, _, value = word.lstrip("+").partition("=")
+        group, _, package = key.partition("@")
+        known = _config_names(group, options)
+        if known and value and value not in known and value[0] != "[":
+            none = f"{package}=null" if package else f"{key}=[]" if group in SEVERAL else f"~{key}"
+            return f"{word}: a choice is a name. There are: {', '.join(known)}. To choose none, write {none}."
+    return "A choice is a name: GROUP=NAME."
 
 
 def _refuse_shadowed(options: list[str]) -> None:
