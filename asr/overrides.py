@@ -9,12 +9,14 @@ from itertools import pairwise
 from asr.data.containers import STDIN
 from asr.errors import ConfigError
 
+MODEL_KEYS = ("lm_decoder.lm", "lm_decoder.label_lm", "lm_decoder.beam.lm", "lm_decoder.beam.label_lm")
+"""Whose values are paths, or orders of n-gram models: 3."""
 PATH_KEYS = (
     "checkpoint", "checkpoints", "manifest", "manifests", "out", "compare", "resume", "init_from", "run", "runs",
     "data.train", "data.validation", "data.test", "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json",
     "transcript", "decoder.lm", "decoder.label_lm", "decoder.beam.lm", "decoder.beam.label_lm",
-    "decoder.label_prior", "decoder.beam.label_prior", "lm_decoder.label_prior", "objective.phones",
-    "sentences", "lm_path", "model", "train", "test", "arpa", "output", "shards",
+    "decoder.label_prior", "decoder.beam.label_prior", "lm_decoder.label_prior", "lm_decoder.beam.label_prior",
+    "objective.phones", "sentences", "lm_path", "model", "train", "test", "arpa", "output", "shards", *MODEL_KEYS,
 )  # fmt: skip
 """Keys whose values are taken literally: paths, and the transcript to align."""
 FLAGS = (
@@ -76,6 +78,8 @@ def quote(override: str) -> str:
     """
     key, value = override.split("=", 1)
     is_path = re.sub(r"^corpus\.parts\.\w+", "corpus", key.lstrip("+")) in PATH_KEYS
+    if key in MODEL_KEYS and re.fullmatch(r"\d+(,\d+)*", value):  # a sweep's, with commas
+        return override
     if key == "transcript" and value[:1] in ("[", "{"):  # a text, never a list
         return f"{key}={literal(value)}"
     if value in ("", "null") or ((not is_path or value[0] in "'\"[{") and _parses(override)):

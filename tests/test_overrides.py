@@ -43,6 +43,12 @@ def test_paths_arrive_literally(value_of: Callable[[str, str], Any]) -> None:
         assert value_of("evaluate", f"checkpoint={name}") == name
     for name in NAMES[:8]:
         assert value_of("train", f"data.train={name}") == name
+    for key in ("lm", "label_lm"):
+        for name in NAMES[:8]:
+            config = compose("train", overrides=["decoder@lm_decoder=beam", quote(f"lm_decoder.{key}={name}")])
+            assert config.lm_decoder[key] == name
+        config = compose("train", overrides=["decoder@lm_decoder=beam", quote(f"lm_decoder.{key}=3")])
+        assert config.lm_decoder[key] == 3  # an order
     part = "+corpus@corpus.parts.mine=folder"
     for name in NAMES[:8]:
         config = compose("train", overrides=["corpus=joint", part, quote(f"corpus.parts.mine.root={name}")])
