@@ -30,6 +30,7 @@ from asr.plugins import instantiate
 from asr.sharing import locate
 
 WEIGHTS, CARD, LM = "model.safetensors", "README.md", "lm"
+FILES = (WEIGHTS, CARD, LM, "config.yaml", "tokenizer")
 OWN = "bundle:"
 """Before a path in a bundle's config that is relative to the bundle."""
 

@@ -219,7 +219,7 @@ def info(checkpoint: str) -> None:
 def average(config: dict[str, Any]) -> None:
     """Average the weights of checkpoints into a bundle; score it beside its parts."""
     _set_threads(config["threads"])
-    from asr.bundle import save_bundle
+    from asr.bundle import FILES, save_bundle
     from asr.data.index import ManifestIndex
     from asr.evaluation.decode import evaluate_manifest
     from asr.evaluation.report import summarize
@@ -229,6 +229,8 @@ def average(config: dict[str, Any]) -> None:
     out = Path(config["out"])
     if out.exists() and not (config["overwrite"] and _is_bundle(out)):
         raise ConfigError(f"out={out}: is there already. Take another, or replace a bundle with overwrite=true.")
+    if others := [path.name for path in out.glob("*") if path.name not in FILES]:
+        raise ConfigError(f"out={out}: holds {', '.join(sorted(others))}, too. Move it away, or take another.")
     if bool(config["checkpoints"]) == bool(config["run"]):
         raise ConfigError("Average what? Name checkpoints=[A.ckpt,B.ckpt], or run=RUN for its last ones.")
     manifest = ManifestIndex(config["manifest"]) if config["manifest"] else None  # what is wrong with it shows now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from asr.lm.base import SPECIAL
 
 HEADER = "lm.yaml"
 VOCABULARY = "vocabulary.txt"
+FILES = re.compile(rf"{HEADER}|{VOCABULARY}|.*\.(npy|safetensors)")
+"""What a model's folder holds."""
 FORMAT = 1
 
 
@@ -46,8 +49,15 @@ def save_folder(folder: str | Path, header: Mapping[str, Any], write: Callable[[
 
 def check_replaceable(folder: Path) -> None:
     """Make the folder above; raise a DataError if that fails, or the place holds something other than a model."""
-    if folder.is_dir() and ((folder / HEADER).is_file() or not any(folder.iterdir())):
-        return
+    if folder.is_dir():
+        names = sorted(path.name for path in folder.iterdir())
+        others = [name for name in names if not FILES.fullmatch(name)]
+        if HEADER in names and others:
+            raise DataError(
+                f"{folder}: holds {', '.join(others)} beside a language model. Move it away, or choose another folder."
+            )
+        if HEADER in names or not names:
+            return
     if folder.exists():
         raise DataError(f"{folder}: holds something other than a language model. Choose another folder.")
     try:

@@ -155,6 +155,9 @@ def test_an_existing_model_is_kept(refused):
     assert asr.lm.load("lm").order == 3
     said = refused("train_lm", "train=a.txt", "out=.", "overwrite=true")
     assert ".: holds something other than a language model" in said
+    os.makedirs("lm/mine")
+    said = refused("train_lm", "train=a.txt", "out=lm", "overwrite=true")
+    assert "lm: holds mine beside a language model. Move it away" in said and os.path.isdir("lm/mine")
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,12 @@ def test_the_command(train, tones, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("average", arguments)
     assert "is there already" in capsys.readouterr().err
-    run("average", [*arguments[2:3], f"checkpoints=[{out},{out / 'checkpoints' / 'last.ckpt'}]", "overwrite=true"])
+    again = [*arguments[2:3], f"checkpoints=[{out},{out / 'checkpoints' / 'last.ckpt'}]", "overwrite=true"]
+    run("average", again)
+    (tmp_path / "mean" / "LICENSE").touch()
+    with pytest.raises(SystemExit):
+        run("average", again)
+    assert "holds LICENSE, too. Move it away" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("average", [f"out={tmp_path / 'other'}"])
     assert "Average what?" in capsys.readouterr().err
