@@ -96,7 +96,7 @@ def search_space(decoder: Mapping[str, Any], given: Mapping[str, Sequence[Any] |
 
 
 def load_speech(recognizer: Recognizer, manifest: str | Path, cache: Path) -> Speech:
-    """The emissions of a manifest: from the cache, if it holds those of this model and manifest, else computed into it.
+    """The emissions of a manifest: from the cache, if it holds those of this model and speech, else computed into it.
 
     Raises:
         AudioError: a file cannot be read.
@@ -112,12 +112,16 @@ def load_speech(recognizer: Recognizer, manifest: str | Path, cache: Path) -> Sp
     references = [recognizer.pipeline.text(utterance.text or "") for utterance in utterances]
     key = hashlib.sha256(index.local.read_bytes())
     key.update(repr((index.local.resolve(), recognizer.channel, recognizer.sample_rate)).encode())
+    for path in dict.fromkeys(utterance.audio_filepath for utterance in utterances):
+        if os.path.isfile(path):  # not within a shard
+            about = os.stat(path)
+            key.update(repr((about.st_size, about.st_mtime_ns)).encode())
     for weights in recognizer.engine.weights():
         key.update(weights)
     # named by what they are: another search may use the folder at the same time
     header = cache / f"emissions-{key.hexdigest()[:16]}.json"
     content = header.with_suffix(".npy")
-    if not header.is_file():
+    if not (header.is_file() and content.is_file()):
         found: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(utterances)
         with Progress(transient=True) as progress:
             task = progress.add_task("computing emissions", total=len(utterances))

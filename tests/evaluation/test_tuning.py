@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,21 @@ def test_emissions_are_computed_once(bundle, manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(type(recognizer), "emissions", lambda *_: computed.append(1) or pytest.fail("computed again"))
     again = tuning.load_speech(recognizer, manifest, tmp_path / "cache")
     assert all(np.array_equal(a, b) for a, b in zip(first.emissions, again.emissions, strict=True))
+    [emissions] = (tmp_path / "cache").glob("*.npy")
+    emissions.rename(tmp_path / "moved")
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        tuning.load_speech(recognizer, manifest, tmp_path / "cache")
+    (tmp_path / "moved").rename(emissions)
+    tuning.load_speech(recognizer, manifest, tmp_path / "cache")
+    os.utime(next(manifest.parent.glob("*.flac")), (0, 0))  # another recording of that name
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        tuning.load_speech(recognizer, manifest, tmp_path / "cache")
+
+
+def test_emissions_of_another_manifest_are_computed(bundle, manifest, tmp_path, monkeypatch):
+    recognizer = asr.load(bundle, "cpu")
+    tuning.load_speech(recognizer, manifest, tmp_path / "cache")
+    monkeypatch.setattr(type(recognizer), "emissions", lambda *_: pytest.fail("computed again"))
     texts(manifest, "a", "a", "a", "a")
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         tuning.load_speech(recognizer, manifest, tmp_path / "cache")
