@@ -207,7 +207,7 @@ class Beam:
         prefixes = state.prefixes[: state.count]
         best = prefixes[np.argmax(np.logaddexp(prefixes["blank"], prefixes["voiced"]) + prefixes["bonus"])]
         tail = [*state.pending["label"].tolist(), *self._tail(state, best)["label"].tolist()]
-        return Partial(words, self.tokenizer.decode(tail).strip())
+        return Partial(words, " ".join(self.tokenizer.decode(tail).split()))
 
     def finish(self, state: BeamState) -> list[Hypothesis]:
         """End the stream: the n-best list of all of it."""
@@ -283,7 +283,8 @@ class Beam:
             path = path[: starts[-1] if len(starts) else 0]
         labels = (*state.labels[: len(state.labels) - len(state.pending)], *path["label"].tolist())
         words = (*state.words, *self._words(path, state))
-        return Hypothesis(self.tokenizer.decode(list(labels)).strip(), labels, score, words, acoustic, lm)
+        text = " ".join(self.tokenizer.decode(list(labels)).split())
+        return Hypothesis(text, labels, score, words, acoustic, lm)
 
     def _words(self, path: np.ndarray, state: BeamState) -> tuple[Word, ...]:
         labels, frames = path["label"].tolist(), (path["start"], path["end"])

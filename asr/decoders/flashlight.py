@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -74,6 +75,7 @@ class Flashlight:
         label_prior: Any = None,
         prior_scale: float = 0.3,
     ):
+        self.arguments = {name: value for name, value in locals().items() if name != "self"}
         limits: dict[str, tuple[float | None, float]] = {
             "beam": (beam, 1),
             "nbest": (nbest, 1),
@@ -118,6 +120,9 @@ class Flashlight:
                 options["lexicon"] = self._write_lexicon(read_lexicon(lexicon), words, Path(folder))
             self.decoder = _build(options | {"lm": model})
         self.unknown = self.decoder.word_dict.get_index(UNKNOWN) if self.has_words else -1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **self.arguments), ()  # flashlight's own objects cannot be pickled
 
     def __call__(self, emissions: Emissions) -> list[list[Hypothesis]]:
         """(B, T, V) log-probabilities as NumPy → the n-best list of each utterance.

@@ -277,6 +277,14 @@ def test_every_spelling_of_a_word_counts():
         assert found == [("ab", tuple(label for label in path if label)), ("", ())]
 
 
+def test_a_space_beside_a_space_is_one():
+    emissions = random_emissions(5, 5, seed=3)
+    emissions.log_probs[0, range(5), [2, 0, 1, 0, 2]] += 20
+    texts = [hypothesis.text for hypothesis in Beam(Pieces(), **ENDLESS)(emissions)[0]]
+    assert texts[0] == "a a" and len(set(texts)) == len(texts)
+    assert all(text == " ".join(text.split()) for text in texts)
+
+
 def test_holds_the_contract(models):
     check_decoder(Beam(LETTERS, nbest=4), LETTERS)
     words = Words(["yes", "no", "maybe"])

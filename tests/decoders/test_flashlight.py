@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import sys
 
 import numpy as np
@@ -139,6 +140,12 @@ def test_a_lexicon_is_read_from_a_file(tmp_path):
     from_file = Flashlight(LETTERS, lexicon=str(tmp_path / "words.txt"))(emissions)
     assert from_file == Flashlight(LETTERS, lexicon=["ab", "b"])(emissions)
     assert set(from_file[0][0].text.split()) == {"ab", "b"}
+
+
+def test_it_can_be_pickled(arpa):
+    decoder = Flashlight(LETTERS, lm=str(arpa), lexicon=["ab", "b"], nbest=2)
+    emissions = random_emissions(30, seed=7)
+    assert pickle.loads(pickle.dumps(decoder))(emissions) == decoder(emissions)
 
 
 def test_half_a_word_where_no_other_hypothesis_is_left():
