@@ -25,7 +25,8 @@ class TranscriptFiles:
         output: a folder, made if it is missing, or "beside": each file goes into the folder of its recording.
         formats: of `asr.writers.FORMATS`.
         audio: the recordings, under the file or folder that was named for them. In a folder they lie as below that
-            one. Where two would be called the same, their suffixes stay: `a.wav.srt` and `a.mp3.srt`.
+            one. Where two would be called the same, their suffixes stay: `a.wav.srt` and `a.mp3.srt`; and where one
+            has the name of another but for its case, it gets a number.
         overwrite: replace files that lie there.
         channel: of the audio files, from 0, for the CTM.
 
@@ -47,11 +48,12 @@ class TranscriptFiles:
         places = {path: _place(output, path, named) for named, paths in audio.items() for path in paths}
         stems = {path: os.path.splitext(place)[0] for path, place in places.items()}
         shared = Counter(stem.lower() for stem in stems.values())  # some systems do not tell A from a
-        self._stems = {path: places[path] if shared[stem.lower()] > 1 else stem for path, stem in stems.items()}
+        wanted = {path: places[path] if shared[stem.lower()] > 1 else stem for path, stem in stems.items()}
         taken: dict[str, str] = {}
-        for path, stem in self._stems.items():
-            if (other := taken.setdefault(stem.lower(), path)) != path:
+        for path, stem in wanted.items():
+            if (other := taken.setdefault(stem, path)) != path:
                 raise ConfigError(f"{other} and {path}: both would go to {stem}. Give each an output=DIR of its own.")
+        self._stems = dict(zip(wanted, distinct(wanted.values()), strict=True))
         found = [file for path in self._stems for file in self.files(path) if os.path.lexists(file)]
         if found and not overwrite:
             raise DataError(
@@ -122,17 +124,23 @@ def safe_names(names: Sequence[str]) -> list[str]:
     >>> safe_names(["a/b c", "a_b_c", "语音"])
     ['a_b_c', 'a_b_c-2', '语音']
     """
-    found: list[str] = []
-    taken: set[str] = set()
+    return distinct(re.sub(r"[^\w.,=@+-]+", "_", name).strip("_.-")[-60:] or "_" for name in names)
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Names, of which those that were there before get a number; some systems do not tell A from a.
+
+    >>> distinct(["a", "A", "b"])
+    ['a', 'A-2', 'b']
+    """
+    taken: dict[str, str] = {}
     for name in names:
-        safe = re.sub(r"[^\w.,=@+-]+", "_", name).strip("_.-")[-60:] or "_"
-        unique, k = safe, 1
-        while unique.lower() in taken:  # some systems do not tell A from a
+        unique, k = name, 1
+        while unique.lower() in taken:
             k += 1
-            unique = f"{safe}-{k}"
-        taken.add(unique.lower())
-        found.append(unique)
-    return found
+            unique = f"{name}-{k}"
+        taken[unique.lower()] = unique
+    return list(taken.values())
 
 
 def recording_names(paths: Iterable[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from asr.types import AlignedTranscript, Segment, Transcript, Utterance, Word
+from asr.types import AlignedTranscript, Hypothesis, Segment, Transcript, Utterance, Word
 
 
 def to_text(transcript: Transcript) -> str:
@@ -77,5 +77,10 @@ def _places(words: Sequence[Word]) -> list[dict[str, Any]]:
 def _segment(segment: Segment) -> dict[str, Any]:
     row: dict[str, Any] = {"text": segment.text, "start": segment.start, "end": segment.end}
     if len(segment.hypotheses) > 1:
-        row["nbest"] = [{"text": h.text, "score": round(h.score, 4)} for h in segment.hypotheses]
+        row["nbest"] = [_hypothesis(hypothesis) for hypothesis in segment.hypotheses]
     return row
+
+
+def _hypothesis(hypothesis: Hypothesis) -> dict[str, Any]:
+    scores = {key: getattr(hypothesis, key) for key in ("score", "acoustic_score", "lm_score")}
+    return {"text": hypothesis.text} | {key: round(score, 4) for key, score in scores.items() if score is not None}

@@ -42,6 +42,9 @@ def test_recordings_of_the_same_name() -> None:
     files = TranscriptFiles("out", ["srt"], {"x": ["x/a.wav", "x/A.mp3", "x/b.wav"]})
     write(files, "x/a.wav", "x/A.mp3", "x/b.wav")
     assert tree("out") == {"a.wav.srt", "A.mp3.srt", "b.srt"}
+    files = TranscriptFiles("cases", ["srt"], {"x": ["x/A.wav", "x/a.wav"]})
+    write(files, "x/A.wav", "x/a.wav")
+    assert tree("cases") == {"A.wav.srt", "a.wav-2.srt"}
     with pytest.raises(ConfigError, match=r"x/a\.wav and y/a\.wav: both would go to out/a\.wav"):
         TranscriptFiles("out", ["srt"], {"x/a.wav": ["x/a.wav"], "y/a.wav": ["y/a.wav"]})
 

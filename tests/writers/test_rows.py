@@ -21,7 +21,7 @@ from asr.writers import (
 WORDS = (Word("语音", 0.04, 0.2, 0.98765), Word('"go"', 0.2, 0.48, 0.5), Word("it's", 0.8, 1.001, 1.0))
 LABELS = (Word("a", 0.04, 0.08, 0.9), Word("b", 0.16, 0.2, 0.8))
 ALIGNED = AlignedTranscript("talks/a b.wav", "语音 go it's", WORDS, 1.2346, (), LABELS, -0.12345, "语音 go")
-NBEST = (Hypothesis("it's", (1,), -1.23456, WORDS[2:]), Hypothesis("its", (2,), -2.0, ()))
+NBEST = (Hypothesis("it's", (1,), -1.23456, WORDS[2:], -1.0, -0.23456), Hypothesis("its", (2,), -2.0, ()))
 SEGMENTS = (Segment('语音 "go"', 0.04, 0.48, WORDS[:2]), Segment("it's", 0.8, 1.001, WORDS[2:], NBEST))
 TRANSCRIPT = Transcript("talks/a b.wav", '语音 "go" it\'s', WORDS, 1.23456, segments=SEGMENTS)
 
@@ -49,7 +49,10 @@ def test_json():
                 "text": "it's",
                 "start": 0.8,
                 "end": 1.001,
-                "nbest": [{"text": "it's", "score": -1.2346}, {"text": "its", "score": -2.0}],
+                "nbest": [
+                    {"text": "it's", "score": -1.2346, "acoustic_score": -1.0, "lm_score": -0.2346},
+                    {"text": "its", "score": -2.0},
+                ],
             },
         ],
     }
