@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -136,9 +137,10 @@ class Segmenter:
     min_pause: float = PAUSE
 
     def __post_init__(self) -> None:
-        if self.max_segment < 1 or self.min_pause <= 0:
+        if not (1 <= self.max_segment < math.inf and 0 < self.min_pause < math.inf):
             raise ConfigError(
-                f"max_segment={self.max_segment} must be 1 s or more, and min_pause={self.min_pause} above 0."
+                f"max_segment={self.max_segment} must be 1 s or more, and min_pause={self.min_pause} above 0; "
+                "neither is infinite."
             )
 
     def split(self, blocks: Iterable[np.ndarray], rate: int, frame_seconds: float) -> Iterator[Piece]:

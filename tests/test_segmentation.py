@@ -173,7 +173,7 @@ def test_reads_no_further_than_it_must():
 
 
 def test_options_out_of_range():
-    for options in ({"max_segment": 0.5}, {"min_pause": 0.0}):
+    for options in ({"max_segment": 0.5}, {"max_segment": np.inf}, {"min_pause": 0.0}, {"min_pause": np.nan}):
         with pytest.raises(ConfigError, match=r"max_segment=.* must be 1 s or more, and min_pause=.* above 0"):
             Segmenter(**options)
 

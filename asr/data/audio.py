@@ -186,8 +186,9 @@ def array_blocks(samples: np.ndarray, rate: int, sample_rate: int, channel: int 
         raise AudioError(f"array: has shape {samples.shape}: there are no samples.")
     if rows.shape[1] > rows.shape[0]:
         raise AudioError(f"array: has shape {samples.shape}, which must be (N, channels). Transpose it.")
-    if not RATES[0] <= rate <= RATES[1]:
+    if not RATES[0] <= rate <= RATES[1] or rate != int(rate):
         raise AudioError(f"array: a sample rate of {rate} Hz cannot be. Give (samples, rate).")
+    rate = int(rate)
     if channel is not None and not 0 <= channel < rows.shape[1]:
         raise AudioError(f"array: has no channel {channel}, only {rows.shape[1]} (counted from 0).")
 

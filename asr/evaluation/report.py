@@ -177,7 +177,7 @@ def _order(value: Any) -> tuple[int, float, str]:
     name = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = nan
     return (0, number, name) if isfinite(number) else (1, 0.0, name)
 

@@ -341,6 +341,7 @@ def test_arrays():
     for dtype in (np.int16, np.int32):
         scaled = (samples * 2.0 ** (8 * np.dtype(dtype).itemsize - 1)).astype(dtype)
         np.testing.assert_allclose(whole(scaled, 16000, 16000, 0), samples[:, 0], atol=2**-14)
+    np.testing.assert_array_equal(whole(samples[:, 0], 48000.0, 16000), expected)
     assert [len(block) for block in array_blocks(np.zeros(130 * 16000), 16000, 16000)] == [960000, 960000, 160000]
 
 
@@ -352,6 +353,7 @@ def test_arrays():
         (np.zeros(9, np.uint8), 16000, None, "signed integers"),
         (np.array(["a"]), 16000, None, "array: has shape"),
         (np.zeros(9), 0, None, "sample rate of 0 Hz"),
+        (np.zeros(9), 11025.5, None, r"sample rate of 11025\.5 Hz"),
         (np.zeros(9), 16000, 1, "no channel 1, only 1"),
         (np.full(9, np.nan), 16000, None, "not numbers"),
         (np.full(9, 1e19), 16000, None, "beyond any sound"),

@@ -60,6 +60,11 @@ def test_groups(results):
     assert text.splitlines()[-1].startswith("UER")
 
 
+def test_a_group_that_is_too_large_a_number(results):
+    results[0] = replace(results[0], fields={"age": 10**400})
+    assert str(10**400) in summarize(results, group_by=["age"]).groups["age"]
+
+
 def test_groups_on_two_sides_of_a_number(results):
     groups = summarize(results, group_by=["age<31"]).groups["age<31"]
     apart = summarize(results, group_by=["age"]).groups["age"]
