@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import bisect
 import itertools
 import json
@@ -32,8 +31,6 @@ POLL = 5.0
 """Seconds after which a loader looks whether the workers that it waits for are alive."""
 MOST_RESTARTS = 20
 """Failures of workers in a training, after which it ends anyway."""
-
-_running: Any = weakref.WeakSet()
 
 
 class Manifests(Sequence[Utterance]):
@@ -226,12 +223,13 @@ class SpeechLoader(DataLoader):
 
     def _begin(self) -> Iterator:
         before = signal.getsignal(signal.SIGCHLD)
-        batches = super().__iter__()
+        batches: Any = super().__iter__()
         if self.num_workers and threading.current_thread() is threading.main_thread():
             # torch's handler would raise wherever the program is when a worker dies; waiting for it is the place
             signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
         if self.num_workers:
-            _running.add(batches)
+            # torch would ask them to end, and they would not hear it where an error holds the iterator in a cycle
+            weakref.finalize(batches, _kill, batches._workers)
         return batches
 
     def _wait_for(self, batches: Iterator) -> Any:
@@ -329,9 +327,7 @@ def _bury(workers: Sequence[Any]) -> None:
             worker.join(POLL)
 
 
-@atexit.register
-def _kill_workers() -> None:
-    """Ahead of multiprocessing, which would ask them to end, and wait for those that hang."""
-    for batches in list(_running):
-        for worker in batches._workers:
-            worker.kill()
+def _kill(workers: Sequence[Any]) -> None:
+    """At the exit, this comes ahead of multiprocessing, which would wait for those that hang."""
+    for worker in workers:
+        worker.kill()

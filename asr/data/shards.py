@@ -60,7 +60,6 @@ def read_member(member: Member) -> io.BytesIO:
     """
     content = _read(member)
     if zlib.crc32(content) != member.checksum and remote.is_url(member.shard):
-        _open.cache_clear()
         remote.forget(member.shard)  # the copy may be what is damaged
         content = _read(member)
     if len(content) < member.size:
@@ -78,17 +77,37 @@ def read_member(member: Member) -> io.BytesIO:
 
 def _read(member: Member) -> bytes:
     try:
+        if remote.is_url(member.shard):
+            return _read_copy(member)
         shard = _open(member.shard)  # held: the cache drops it when two threads open it at once
         return os.pread(shard.fileno(), member.size, member.start)
     except FileNotFoundError:
         raise AudioError(
             f"{member.shard}: no such shard. Copy it there, or pass over it with data.failures=skip."
         ) from None
+    except OSError as error:
+        if remote.is_url(member.shard):  # the disk of the copies is full, or broken
+            raise
+        _open.cache_clear()
+        raise AudioError(
+            f"{member.shard}: cannot be read ({error.strerror}). Pass over it with data.failures=skip."
+        ) from None
+
+
+def _read_copy(member: Member) -> bytes:
+    """From the copy of a shard at a URL; it is not kept open, or it would take room when it is removed."""
+    while True:
+        copy = remote.fetch(member.shard)
+        try:
+            with open(copy, "rb", buffering=0) as shard:
+                return os.pread(shard.fileno(), member.size, member.start)
+        except FileNotFoundError:  # another process has made room meanwhile
+            continue
 
 
 @lru_cache(maxsize=64)
 def _open(shard: str) -> IO[bytes]:
-    return open(remote.fetch(shard) if remote.is_url(shard) else shard, "rb", buffering=0)
+    return open(shard, "rb", buffering=0)
 
 
 class ShardWriter:

@@ -1,4 +1,6 @@
+import gc
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -221,6 +223,22 @@ def test_unreadable_audio_is_passed_over(make, corpus, tmp_path, workers):
         assert sorted(int(k) for batch in loader for k in batch.indices) == [k for k in range(12) if k != 5]
     [row] = map(json.loads, (tmp_path / "left_out.jsonl").open())
     assert row["audio_filepath"].endswith("5.wav") and "cannot be read as audio" in row["reason"]
+
+
+def test_workers_end_with_what_read_them(make, corpus):
+    """Also where it is held in a cycle, as by the traceback of an error."""
+    like = make(corpus[0])
+    loader = SpeechLoader(like.dataset, like.sampler, num_workers=1)
+    before = set(multiprocessing.active_children())
+    batches = iter(loader)
+    next(batches)
+    [worker] = set(multiprocessing.active_children()) - before
+    cycle: list = [batches]
+    cycle.append(cycle)
+    del batches, cycle, loader
+    gc.collect()
+    worker.join(1.0)
+    assert not worker.is_alive()
 
 
 def test_workers_leave_signals_to_the_training(make, corpus):

@@ -12,7 +12,7 @@ from asr.data import remote
 from asr.data.audio import read_audio
 from asr.data.index import ManifestIndex
 from asr.data.module import Fit, SpeechData
-from asr.data.shards import _open, parse_member
+from asr.data.shards import parse_member
 from asr.errors import AudioError, ConfigError, DataError
 
 FIT = Fit(lambda text: [1] * len(text), lambda text: [], lambda seconds: (seconds * 100).astype(int), 16000)
@@ -22,7 +22,6 @@ FIT = Fit(lambda text: [1] * len(text), lambda text: [], lambda seconds: (second
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ASR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
-    _open.cache_clear()
     return tmp_path / "cache"
 
 
@@ -135,6 +134,16 @@ def test_a_transfer_is_tried_again_and_never_left_half(both, memory, cache, monk
     copy = remote.fetch(f"{memory}/train/000000.tar")
     assert len(tries) == 3 and copy.read_bytes() == (both[1].parent / "train" / "000000.tar").read_bytes()
     assert not list(cache.rglob("*.partial"))
+
+
+def test_what_the_cache_has_removed_takes_no_room(both, memory, cache, monkeypatch):
+    monkeypatch.setenv("ASR_CACHE_GB", "0")  # room for the newest
+    utterances = list(ManifestIndex(f"{memory}/train.jsonl"))
+    for utterance in utterances:
+        read_audio(utterance.audio_filepath, 16000)
+    assert len({parse_member(utterance.audio_filepath).shard for utterance in utterances}) > 1
+    held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert not any(path.startswith(str(cache)) for path in held)
 
 
 def test_the_cache_is_bounded(both, memory, cache, monkeypatch):

@@ -94,6 +94,9 @@ def test_damaged_cut_and_missing_shards_are_named(both):
         shard.truncate(last.start + 100)
     with pytest.raises(AudioError, match=rf"cut short: 100 of the {last.size} bytes"):
         read_audio(utterances[-1].audio_filepath, 16000)
+    (folder := Path(last.shard).with_name("folder.tar")).mkdir()
+    with pytest.raises(AudioError, match=r"folder\.tar: cannot be read \(Is a directory\)"):
+        read_audio(f"{folder}#512+100:00000000", 16000)
     with pytest.raises(AudioError, match=r"nowhere\.tar: no such shard\. .* data\.failures=skip"):
         read_audio("nowhere.tar#512+100:00000000", 16000)
 
