@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 import torchaudio
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ class SpeedPerturbation(nn.Module):
     """Play each utterance at a speed drawn at random, pitch changing with it (Ko et al., Interspeech 2015).
 
     Args:
-        factors: the speeds to draw from; 1.1 shortens an utterance by a tenth.
+        factors: the speeds to draw from, in steps of a thousandth; 1.1 shortens an utterance by a tenth.
 
     Shapes: waveforms (B, N), lengths (B,) samples → (B, N'), lengths (B,).
     """
@@ -25,23 +27,24 @@ class SpeedPerturbation(nn.Module):
         super().__init__()
         if not factors or not all(0.5 <= factor <= 2 for factor in factors):
             raise ConfigError(f"augment.speed.factors={list(factors)}: must be speeds from 0.5 to 2.")
-        self.factors = list(factors)
-        self.max_speed = max(factors)
-        # the ratio matters, not the rate: 100 Hz allows steps of one percent, and short filters
-        self.resample = nn.ModuleList(torchaudio.transforms.Resample(round(100 * f), 100) for f in self.factors)
+        self.ratios = [Fraction(factor).limit_denominator(1000) for factor in factors]
+        self.max_speed = float(max(self.ratios))
+        # the ratio matters, not the rate: small numbers make short filters
+        self.resample = nn.ModuleList(torchaudio.transforms.Resample(*r.as_integer_ratio()) for r in self.ratios)
 
     def forward(self, waveforms: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        choices = torch.tensor([int(g.integers(len(self.factors))) for g in generators(seeds, 1)])
+        choices = torch.tensor([int(g.integers(len(self.ratios))) for g in generators(seeds, 1)])
         pieces: list[Tensor] = [waveforms] * len(lengths)
         new_lengths = lengths.clone()
         for choice, resample in enumerate(self.resample):
             rows = torch.nonzero(choices == choice).flatten()
-            if len(rows) and self.factors[choice] != 1:
+            if len(rows) and self.ratios[choice] != 1:
                 longest = int(lengths[rows].max())
                 # the filter looks past an utterance's end, and must find silence there
                 padding = torch.arange(longest)[None, :] >= lengths[rows][:, None]
                 changed = resample(waveforms[rows, :longest].masked_fill(padding.to(waveforms.device), 0))
-                new_lengths[rows] = -(-lengths[rows] * 100 // round(100 * self.factors[choice]))
+                ratio = self.ratios[choice]
+                new_lengths[rows] = -(-lengths[rows] * ratio.denominator // ratio.numerator)
                 for row, piece in zip(rows.tolist(), changed, strict=True):
                     pieces[row] = piece[: new_lengths[row]]
             else:

@@ -52,6 +52,12 @@ def test_speeds_are_drawn_evenly():
     assert lengths.eq(100).all()  # the caller's lengths stay as they are
 
 
+def test_speeds_in_thousandths():
+    waveforms, lengths = torch.zeros(1, 8000), torch.tensor([8000])
+    for factor, length in ((0.975, 8206), (1.005, 7961)):
+        assert SpeedPerturbation([factor])(waveforms, lengths, seeds_of(7))[1].tolist() == [length]
+
+
 def test_speed_knows_its_fastest():
     assert SpeedPerturbation([0.9, 1.2]).max_speed == 1.2
 
