@@ -342,8 +342,8 @@ def _read_config(folder: Path) -> Any:
     return config
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a run's `.ckpt`, on the CPU.
+def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """The content of a run's `.ckpt`, on the CPU; with `mmap`, of tensors only what is looked at is read.
 
     Raises:
         CheckpointError: it is damaged, holds code, or is not of this toolkit.
@@ -351,7 +351,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises whatever the damage leads to
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({error}).") from None
     if not isinstance(state, dict) or not isinstance(state.get("recognizer"), dict):

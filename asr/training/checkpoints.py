@@ -21,7 +21,14 @@ class AtomicCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there when it is on disk: the one before is never damaged.
 
     Lightning's own goes through the system's temporary folder, and where that is another disk, copying is no move.
+
+    Args:
+        run: the run's folder: where that has vanished, no other is made in its place.
     """
+
+    def __init__(self, run: Path):
+        super().__init__()
+        self.run = run
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         path = Path(path)
@@ -29,7 +36,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         buffer = io.BytesIO()  # torch's own writer would turn an OSError into a RuntimeError
         torch.save(checkpoint, buffer)
         try:
-            path.parent.mkdir(exist_ok=True)  # not the run's folder: where that has vanished, nothing belongs there
+            path.parent.mkdir(exist_ok=True, parents=self.run.is_dir())
             with part.open("wb") as file:
                 file.write(buffer.getbuffer())
                 file.flush()
@@ -169,6 +176,12 @@ class Preemption(ExactCheckpoint):
             raise signals.Preempted(number)
 
 
+def validation_is_due(trainer: L.Trainer) -> bool:
+    """Whether a run is resumed from a checkpoint ahead of a validation, or within it."""
+    batches = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
+    return batches.ready > batches.completed
+
+
 class StopAfterSteps(Callback):
     """Ends the training after so many optimizer steps.
 
@@ -180,11 +193,38 @@ class StopAfterSteps(Callback):
         self.steps = steps
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not validation_is_due(trainer):
+            self._stop(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._stop(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._stop(trainer)
+
+    def _stop(self, trainer: L.Trainer) -> None:
         if trainer.global_step >= self.steps:
             trainer.fit_loop.epoch_loop.max_steps = self.steps
 
+
+class LastValidation(Callback):
+    """Has the last step validated, too, so that the best weights may be the last ones.
+
+    Lightning validates at the ends of epochs, or of every few, while `max_steps` ends a training anywhere.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if validation_is_due(trainer):
+            self.on_train_batch_end(trainer, pl_module)
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self.on_train_start(trainer, pl_module)
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if trainer.global_step >= int(pl_module.steps) or (last_batch and last_epoch):  # type: ignore[arg-type]
+            if trainer.check_val_every_n_epoch:
+                trainer.check_val_every_n_epoch = 1
+            trainer.val_check_batch = 1
+            trainer._val_check_time_interval = None
 
 
 def keep_rest_of_epoch(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:

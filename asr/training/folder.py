@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from asr.bundle import read_checkpoint
 from asr.errors import ConfigError
 
 RUN_ID = "ASR_RUN_ID"
@@ -46,6 +47,12 @@ def is_main_process() -> bool:
     return True
 
 
+def _resumable_steps(path: Path) -> int | None:
+    """The steps of a checkpoint; `None` if it holds the weights alone."""
+    found = read_checkpoint(path, mmap=True)
+    return found["global_step"] if "optimizer_states" in found else None
+
+
 class RunFolder:
     """Opens a run's folder: a new one, or one to go on in, as jobs do that Slurm or torchrun has started again.
 
@@ -64,10 +71,13 @@ class RunFolder:
 
         Raises:
             ConfigError: the folder holds a run and nothing said to resume, or `resume` names no file.
+            CheckpointError: there is a damaged one.
         """
         found = list((self.path / "checkpoints").glob("*.ckpt"))
         if self.resume == "auto" or (self.restarted and found):
-            return max(found, key=lambda path: path.stat().st_mtime) if found else None
+            steps = {path: _resumable_steps(path) for path in found}
+            resumable = [path for path in found if steps[path] is not None]
+            return max(resumable, key=lambda path: (steps[path], path.stat().st_mtime), default=None)
         path = None if self.resume == "never" else Path(self.resume)
         if path is not None and not path.is_file():
             raise ConfigError(f"resume={self.resume}: no such checkpoint. Say never, auto, or the path of a .ckpt.")

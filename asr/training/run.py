@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 
 from asr import signals
@@ -28,7 +29,7 @@ from asr.machine import choose_for_trainer
 from asr.pipeline import Pipeline, build
 from asr.plugins import instantiate
 from asr.training.bad_steps import SkipBadSteps
-from asr.training.checkpoints import AtomicCheckpoints, Preemption, StopAfterSteps
+from asr.training.checkpoints import AtomicCheckpoints, LastValidation, Preemption, StopAfterSteps
 from asr.training.corpus import prepare_manifests
 from asr.training.finish import finish
 from asr.training.folder import RunFolder, is_main_process
@@ -46,6 +47,14 @@ MONITORED = ("val_wer", "val_cer", "val_loss", "val_blank")
 """What a validation logs."""
 PASSED_BY = {"max_epochs": "epochs", "max_steps": "max_steps", "limit_train_batches": "max_steps"}
 """Options of Lightning's trainer that the schedule would not know of, and ours in their place."""
+
+SET_BY_US = {
+    "callbacks": "choose them by callbacks=[…].",
+    "logger": "choose it by logger=[…]; logger=[] is none.",
+    "use_distributed_sampler": "the sampler shares the data among the ranks itself.",
+    "default_root_dir": "say out=… instead.",
+}
+"""Options of Lightning's trainer that would have no effect, and what has."""
 
 RESUMING: dict[str, tuple[str, ...]] = {"CsvLogger": ("resume_step",), "TensorBoardLogger": ("purge_step",)}
 """Loggers that are told where a run goes on, and the argument that says so."""
@@ -79,6 +88,8 @@ def train(config: Mapping[str, Any]) -> None:
 
 
 def _train(config: Mapping[str, Any]) -> None:
+    if not 0 <= config["seed"] < 2**32:
+        raise ConfigError(f"seed={config['seed']}: must be 0 or more, and below {2**32}.")
     torch.set_num_threads(config["threads"] or torch.get_num_threads())
     L.seed_everything(config["seed"], verbose=False)
     run = RunFolder(Path(config["out"]), config["resume"])
@@ -185,6 +196,9 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool, resume_step: 
     for theirs, ours in PASSED_BY.items():
         if theirs in config["trainer"]:
             raise ConfigError(f"trainer.{theirs}: say {ours}=… instead; the schedule needs to know it, too.")
+    for theirs, instead in SET_BY_US.items():
+        if theirs in config["trainer"]:
+            raise ConfigError(f"trainer.{theirs}: {instead}")
     if "overfit_batches" in config["trainer"]:
         raise ConfigError("trainer.overfit_batches: take a short manifest instead: data.train=FEW.jsonl.")
     if (precision := str(config["trainer"].get("precision"))).endswith("-true") and precision != "32-true":
@@ -209,6 +223,7 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool, resume_step: 
         LostRanks(config["lost_rank_timeout"]),
         Preemption(out / "checkpoints"),
     ]
+    callbacks.insert(0, LastValidation())  # ahead of those that save
     if config["max_steps"]:
         callbacks.insert(0, StopAfterSteps(config["max_steps"]))
     loggers = []
@@ -217,8 +232,9 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool, resume_step: 
         loggers.append(instantiate(logger, f"logger.{name}", **dict.fromkeys(told, resume_step)))
     trainer = choose_for_trainer(config["trainer"])
     plugins = trainer.pop("plugins", None) or []
-    plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpoints()]
+    plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpoints(out)]
     plugins = [instantiate(p, "trainer.plugins") if isinstance(p, Mapping) else p for p in plugins]
+    trainer.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in callbacks))
     return instantiate(
         trainer,
         "trainer",
@@ -298,8 +314,12 @@ def check_resumable(
     That is other stages or labels, or another optimizer, schedule or length of it, objective, augmentation or seed.
 
     Raises:
-        CheckpointError: with the keys that differ.
+        CheckpointError: with the keys that differ; or there is nothing but weights.
     """
+    if "optimizer_states" not in found:
+        raise CheckpointError(
+            f"{checkpoint}: cannot be resumed: it holds the weights alone. Start from them by init_from={checkpoint}."
+        )
     learning = {key: config[key] for key in LEARNING}
     old = found["recognizer"]["config"] | learning | found["recognizer"].get("learning", {})
     old = flatten(old | {"objective": with_defaults(old["objective"])})  # a release before may have had fewer options

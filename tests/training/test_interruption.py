@@ -103,6 +103,25 @@ def test_a_signal_saves_and_stops(train, monkeypatch, step, options):
     assert set(Counter(seen).values()) == {3}
 
 
+def test_a_signal_in_the_last_of_max_steps(train, monkeypatch):
+    """The validation of that step comes when the run is resumed."""
+    whole = train("whole", *OPTIONS, "max_steps=13")
+    original = SpeechRecognition.training_step
+
+    def signalled(self, batch, batch_idx):
+        if self.global_step == 12:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeechRecognition, "training_step", signalled)
+        with pytest.raises(SystemExit):
+            train("cut", *OPTIONS, "max_steps=13")
+        cut = train("cut", *OPTIONS, "max_steps=13", "resume=auto")
+    assert difference(whole, cut) == 0
+    assert rows(cut) == rows(whole) and rows(cut)[-1]["val_wer"]
+
+
 def test_a_signal_during_validation(train, whole, monkeypatch):
     original, calls = SpeechRecognition.validation_step, []
 
