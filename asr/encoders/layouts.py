@@ -103,6 +103,8 @@ class Packed:
 def _one_direction(layer: Any, x: Tensor, before: tuple[Tensor, Tensor], weights: list[Tensor]) -> tuple[Tensor, ...]:
     """One direction of a layer over (B, T, D): its output, and its hidden vectors and cells at the end."""
     rest = True, 1, 0.0, layer.training, False, True
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))  # torch chooses the kernel by it, and casts it only then
     if isinstance(layer, nn.GRU):
         return torch.gru(x, before[0], weights, *rest)
     if not layer.proj_size or not torch.onnx.is_in_onnx_export():
