@@ -192,7 +192,7 @@ def instantiate(config: Mapping[str, Any], key: str, /, **arguments: Any) -> Any
         if isinstance(error.__cause__, AsrError):
             raise error.__cause__ from None
         raise
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
         if target.startswith(("lightning.", "torch.")):  # a value that the library refuses, or a package that it lacks
             raise ConfigError(f"{key}: {error}") from error
         raise

@@ -224,7 +224,7 @@ class LastValidation(Callback):
             if trainer.check_val_every_n_epoch:
                 trainer.check_val_every_n_epoch = 1
             trainer.val_check_batch = 1
-            trainer._val_check_time_interval = None
+            trainer._val_check_time_interval = None  # type: ignore[attr-defined]
 
 
 def keep_rest_of_epoch(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:

@@ -195,7 +195,7 @@ class SpeechRecognition(L.LightningModule):
         groups, multiples = parameter_groups(self, self.learning_rates)
         config = dict(self.optimizer_config)
         if "fused" in config and config["fused"] is None:  # a scaler's steps are not for fused ones that are clipped
-            config["fused"] = self.device.type in ("cpu", "cuda") and not self._scaled
+            config["fused"] = self.device.type in ("cpu", "cuda") and not self._scaled and not config.get("foreach")
         optimizer = instantiate(config, "optimizer", params=groups)
         for group, multiple in zip(optimizer.param_groups, multiples, strict=True):
             group["lr"] *= multiple

@@ -22,6 +22,8 @@ def onecycle(
     `start` and `end` are shares of the peak. The momentum stays as it is.
     """
     _share(warmup, "warmup")
+    if not 0 < start <= 1 or not 0 <= end <= 1:
+        raise ConfigError(f"schedule.start={start} must be above 0, schedule.end={end} 0 or more, and both at most 1.")
     peaks = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(
         optimizer,
@@ -29,7 +31,7 @@ def onecycle(
         total_steps=steps + 1,  # the step after the last one is asked for, too
         pct_start=max(warmup, (1 + 1e-6) / (steps + 1)),  # torch divides by zero where the rise is one step long
         div_factor=1 / start,
-        final_div_factor=start / end,
+        final_div_factor=start / end if end else math.inf,
         cycle_momentum=False,
     )
 
@@ -37,6 +39,8 @@ def onecycle(
 def warmup_cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05, end: float = 0.0) -> LRScheduler:
     """Linearly up over the share `warmup` of the steps, then a half cosine down to the share `end` of the peak."""
     _share(warmup, "warmup")
+    if not 0 <= end <= 1:
+        raise ConfigError(f"schedule.end={end}: must be a share of the peak, from 0 to 1.")
     rise = max(1, round(warmup * steps))
 
     def factor(step: int) -> float:
@@ -61,6 +65,11 @@ def plateau(
     optimizer: Optimizer, steps: int, factor: float = 0.5, patience: int = 3, minimum: float = 1e-6
 ) -> ReduceLROnPlateau:
     """Multiply by `factor` whenever what `monitor` names has not fallen for `patience` validations."""
+    if not 0 < factor < 1 or patience < 0 or minimum < 0:
+        raise ConfigError(
+            f"schedule.factor={factor} must be above 0 and below 1, schedule.patience={patience} and "
+            f"schedule.minimum={minimum} 0 or more."
+        )
     return ReduceLROnPlateau(optimizer, factor=factor, patience=patience, min_lr=minimum)
 
 

@@ -331,6 +331,8 @@ def test_a_finished_run_has_nothing_left_to_resume(train):
         ],
         ["objective=cr_ctc", "augment=[tempo,specaugment]", "augment.tempo.lowest=0.6"],
         ["objective=cr_ctc", *PHONES, "trainer.precision=bf16-mixed", "tokenizer=characters"],
+        ["trainer.precision=bf16-mixed", "encoder.subsampling=stack"],
+        ["+optimizer.foreach=true"],
         ["optimizer.fused=true", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.1"],
         ["trainer.precision=auto", "+trainer.gradient_clip_algorithm=value"],
         ["schedule=constant", "callbacks=[checkpoints,early_stopping]", "featurizer=spectrogram", "max_steps=3"],

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -52,6 +53,26 @@ def test_onecycle_equals_torch():
         assert rate == pytest.approx(theirs.param_groups[0]["lr"] / PEAKS[0])
         theirs.step()
         scheduler.step()
+
+
+def test_onecycle_may_end_at_zero():
+    assert rates(onecycle, 100, start=1.0, end=0)[-1] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "named"),
+    [
+        (onecycle, {"start": 0}, "schedule.start=0 must be above 0"),
+        (onecycle, {"start": -1}, "schedule.start=-1 must be above 0"),
+        (onecycle, {"end": -0.1}, "schedule.end=-0.1 0 or more"),
+        (warmup_cosine, {"end": -0.1}, "schedule.end=-0.1: must be a share of the peak"),
+        (plateau, {"factor": 1}, "schedule.factor=1 must be above 0 and below 1"),
+        (plateau, {"patience": -1}, "schedule.patience=-1"),
+    ],
+)
+def test_options_that_make_no_schedule(schedule, options, named):
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        schedule(optimizer(), 10, **options)
 
 
 def test_onecycle_leaves_the_momentum():
