@@ -301,8 +301,9 @@ def _explain_choice(options: list[str]) -> str:
         group, _, package = key.partition("@")
         known = _config_names(group, options)
         if known and value and value not in known and value[0] != "[":
-            none = f"{package}=null" if package else f"{key}=[]" if group in SEVERAL else f"~{key}"
-            return f"{word}: a choice is a name. There are: {', '.join(known)}. To choose none, write {none}."
+            none = f"{package}=null" if package else f"{key}=[]" if group in SEVERAL else ""
+            none = f" To choose none, write {none}." if none else ""
+            return f"{word}: a choice is a name. There are: {', '.join(known)}.{none}"
     return "A choice is a name: GROUP=NAME."
 
 

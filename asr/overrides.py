@@ -77,8 +77,9 @@ def quote(override: str) -> str:
     "transcript='[noise] yes'"
     """
     key, value = override.split("=", 1)
-    is_path = re.sub(r"^corpus\.parts\.\w+", "corpus", key.lstrip("+")) in PATH_KEYS
-    if key in MODEL_KEYS and re.fullmatch(r"\d+(,\d+)*", value):  # a sweep's, with commas
+    name = re.sub(r"^corpus\.parts\.\w+", "corpus", key.lstrip("+"))
+    is_path = name in PATH_KEYS
+    if name in MODEL_KEYS and re.fullmatch(r"(\d+|null)(,(\d+|null))*", value):  # a sweep's, with commas
         return override
     if key == "transcript" and value[:1] in ("[", "{"):  # a text, never a list
         return f"{key}={literal(value)}"

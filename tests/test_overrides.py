@@ -47,8 +47,8 @@ def test_paths_arrive_literally(value_of: Callable[[str, str], Any]) -> None:
         for name in NAMES[:8]:
             config = compose("train", overrides=["decoder@lm_decoder=beam", quote(f"lm_decoder.{key}={name}")])
             assert config.lm_decoder[key] == name
-        config = compose("train", overrides=["decoder@lm_decoder=beam", quote(f"lm_decoder.{key}=3")])
-        assert config.lm_decoder[key] == 3  # an order
+        for word in (f"lm_decoder.{key}=3", f"++lm_decoder.{key}=3"):  # an order
+            assert compose("train", overrides=["decoder@lm_decoder=beam", quote(word)]).lm_decoder[key] == 3
     part = "+corpus@corpus.parts.mine=folder"
     for name in NAMES[:8]:
         config = compose("train", overrides=["corpus=joint", part, quote(f"corpus.parts.mine.root={name}")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import bisect
 import itertools
 import json
@@ -31,6 +32,10 @@ POLL = 5.0
 """Seconds after which a loader looks whether the workers that it waits for are alive."""
 MOST_RESTARTS = 20
 """Failures of workers in a training, after which it ends anyway."""
+
+
+_endings: Any = weakref.WeakKeyDictionary()
+"""By iterators that have workers, what kills these."""
 
 
 class Manifests(Sequence[Utterance]):
@@ -227,9 +232,9 @@ class SpeechLoader(DataLoader):
         if self.num_workers and threading.current_thread() is threading.main_thread():
             # torch's handler would raise wherever the program is when a worker dies; waiting for it is the place
             signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
-        if self.num_workers:
+        if self.num_workers and batches not in _endings:  # the iterator of persistent workers begins again
             # torch would ask them to end, and they would not hear it where an error holds the iterator in a cycle
-            weakref.finalize(batches, _kill, batches._workers)
+            _endings[batches] = weakref.finalize(batches, _kill, batches._workers)
         return batches
 
     def _wait_for(self, batches: Iterator) -> Any:
@@ -328,6 +333,12 @@ def _bury(workers: Sequence[Any]) -> None:
 
 
 def _kill(workers: Sequence[Any]) -> None:
-    """At the exit, this comes ahead of multiprocessing, which would wait for those that hang."""
     for worker in workers:
         worker.kill()
+
+
+@atexit.register
+def _kill_all() -> None:
+    """Ahead of multiprocessing, which would ask them to end, and wait for those that hang."""
+    for end in list(_endings.values()):
+        end()

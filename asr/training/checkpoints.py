@@ -179,7 +179,7 @@ class Preemption(ExactCheckpoint):
 def validation_is_due(trainer: L.Trainer) -> bool:
     """Whether a run is resumed from a checkpoint ahead of a validation, or within it."""
     batches = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
-    return batches.ready > batches.completed
+    return trainer.datamodule.validation is not None and batches.ready > batches.completed  # type: ignore[attr-defined]
 
 
 class StopAfterSteps(Callback):

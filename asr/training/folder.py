@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from asr.bundle import read_checkpoint
-from asr.errors import ConfigError
+from asr.errors import CheckpointError, ConfigError
 
 RUN_ID = "ASR_RUN_ID"
 
@@ -47,12 +46,6 @@ def is_main_process() -> bool:
     return True
 
 
-def _resumable_steps(path: Path) -> int | None:
-    """The steps of a checkpoint; `None` if it holds the weights alone."""
-    found = read_checkpoint(path, mmap=True)
-    return found["global_step"] if "optimizer_states" in found else None
-
-
 class RunFolder:
     """Opens a run's folder: a new one, or one to go on in, as jobs do that Slurm or torchrun has started again.
 
@@ -71,13 +64,11 @@ class RunFolder:
 
         Raises:
             ConfigError: the folder holds a run and nothing said to resume, or `resume` names no file.
-            CheckpointError: there is a damaged one.
+            CheckpointError: those that are there are damaged.
         """
         found = list((self.path / "checkpoints").glob("*.ckpt"))
         if self.resume == "auto" or (self.restarted and found):
-            steps = {path: _resumable_steps(path) for path in found}
-            resumable = [path for path in found if steps[path] is not None]
-            return max(resumable, key=lambda path: (steps[path], path.stat().st_mtime), default=None)
+            return self._furthest(found)
         path = None if self.resume == "never" else Path(self.resume)
         if path is not None and not path.is_file():
             raise ConfigError(f"resume={self.resume}: no such checkpoint. Say never, auto, or the path of a .ckpt.")
@@ -88,6 +79,28 @@ class RunFolder:
                 f"out={self.path}: the folder exists and is not empty. Go on with resume=auto, or take another out=."
             )
         return path
+
+    def _furthest(self, found: list[Path]) -> Path | None:
+        """`last.ckpt`, or what was written after it, of a later step; `None` if there are weights alone."""
+        from asr.bundle import read_checkpoint
+
+        steps, damaged = {}, []
+        for path in found:
+            try:
+                content = read_checkpoint(path, mmap=True)
+            except CheckpointError as error:
+                damaged.append(error)
+                continue
+            if "optimizer_states" in content:
+                steps[path] = content["global_step"]
+        if damaged and not steps:
+            raise damaged[0]
+        if damaged and is_main_process():
+            print(f"passed over: {' '.join(map(str, damaged))}", file=sys.stderr)
+        last, written = self.path / "checkpoints" / "last.ckpt", {path: path.stat().st_mtime for path in steps}
+        if last in steps:  # what is older may be of a course that was given up
+            steps = {path: step for path, step in steps.items() if path == last or written[path] > written[last]}
+        return max(steps, key=lambda path: (steps[path], written[path]), default=None)
 
     def create(self, config: Mapping[str, Any], precision: str) -> None:
         """Make the folder, and write what identifies the run; a resumed run keeps what it was started with.

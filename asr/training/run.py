@@ -95,7 +95,7 @@ def _train(config: Mapping[str, Any]) -> None:
     run = RunFolder(Path(config["out"]), config["resume"])
     checkpoint = run.checkpoint()
     if config["resume"] == "auto" and checkpoint is None:
-        console.print(f"resume=auto there is no checkpoint in {run.path} yet: starting", markup=False)
+        console.print(f"resume=auto there is no checkpoint to go on from in {run.path} yet: starting", markup=False)
     if checkpoint is not None:
         console.print(f"resuming    from {checkpoint}", markup=False)
     content = None if checkpoint is None else read_checkpoint(checkpoint)

@@ -11,6 +11,7 @@ import torch
 
 from asr.bundle import read_checkpoint
 from asr.errors import CheckpointError
+from asr.training.folder import RunFolder
 
 from .conftest import killed
 
@@ -74,3 +75,22 @@ def test_weights_alone_are_not_resumed(train, cut):
     [best] = (cut(*options) / "checkpoints").glob("best-*.ckpt")
     with pytest.raises(CheckpointError, match=r"holds the weights alone\. Start from them by init_from="):
         train("cut", *SHORT, *options, f"resume={best}")
+
+
+def test_a_damaged_checkpoint_is_passed_over(train, cut, capsys):
+    options = ["callbacks.last.every_n_train_steps=4"]
+    (cut(*options) / "checkpoints" / "best-copied.ckpt").write_bytes(b"half of it")
+    run = train("cut", *SHORT, *options, "resume=auto")
+    assert "passed over: " in (said := capsys.readouterr().err) and "best-copied.ckpt: cannot be read" in said
+    assert torch.load(run / "checkpoints" / "last.ckpt")["global_step"] == 27
+
+
+def test_a_run_goes_on_from_where_it_went_back_to(train):
+    """What lies there of the course that was given up has more steps, and is older."""
+    run = train("run", *SHORT, "callbacks=[checkpoints,snapshots]", "callbacks.snapshots.every_n_epochs=1")
+    first, *_, latest = sorted((run / "checkpoints").glob("snapshot-*.ckpt"))
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(first.read_bytes())
+    assert RunFolder(run, "auto").checkpoint() == last
+    os.utime(latest, (2e9, 2e9))
+    assert RunFolder(run, "auto").checkpoint() == latest

@@ -103,23 +103,30 @@ def test_a_signal_saves_and_stops(train, monkeypatch, step, options):
     assert set(Counter(seen).values()) == {3}
 
 
-def test_a_signal_in_the_last_of_max_steps(train, monkeypatch):
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("steps", [13, 18])
+def test_a_signal_in_the_last_of_max_steps(train, monkeypatch, steps, validated):
     """The validation of that step comes when the run is resumed."""
-    whole = train("whole", *OPTIONS, "max_steps=13")
+    options = [*OPTIONS, f"max_steps={steps}"]
+    if not validated:
+        options = [option for option in options if "callbacks" not in option]
+        options += ["data.validation_speakers=0", "callbacks=[checkpoints]"]
+    whole = train("whole", *options)
     original = SpeechRecognition.training_step
 
     def signalled(self, batch, batch_idx):
-        if self.global_step == 12:
+        if self.global_step == steps - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
         return original(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
         patch.setattr(SpeechRecognition, "training_step", signalled)
         with pytest.raises(SystemExit):
-            train("cut", *OPTIONS, "max_steps=13")
-        cut = train("cut", *OPTIONS, "max_steps=13", "resume=auto")
+            train("cut", *options)
+    cut = train("cut", *options, "resume=auto")
     assert difference(whole, cut) == 0
-    assert rows(cut) == rows(whole) and rows(cut)[-1]["val_wer"]
+    assert rows(cut) == rows(whole) and ("val_wer" in rows(cut)[-1]) == validated
+    assert torch.load(cut / "checkpoints/last.ckpt")["global_step"] == steps
 
 
 def test_a_signal_during_validation(train, whole, monkeypatch):
