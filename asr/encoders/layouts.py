@@ -103,8 +103,7 @@ class Packed:
 def _one_direction(layer: Any, x: Tensor, before: tuple[Tensor, Tensor], weights: list[Tensor]) -> tuple[Tensor, ...]:
     """One direction of a layer over (B, T, D): its output, and its hidden vectors and cells at the end."""
     rest = True, 1, 0.0, layer.training, False, True
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        x = x.to(torch.get_autocast_dtype("cpu"))  # torch chooses the kernel by it, and casts it only then
+    x = for_kernel(x)
     if isinstance(layer, nn.GRU):
         return torch.gru(x, before[0], weights, *rest)
     if not layer.proj_size or not torch.onnx.is_in_onnx_export():
@@ -114,6 +113,13 @@ def _one_direction(layer: Any, x: Tensor, before: tuple[Tensor, Tensor], weights
     weights[1] = weights[1] @ projection
     y, *after = torch.lstm(x, (before[1], before[1]), weights, *rest)
     return y @ projection.T, *after
+
+
+def for_kernel(x: Tensor) -> Tensor:
+    """The input of an LSTM as autocast will cast it: on a CPU, torch chooses the kernel before, and may lack that one."""
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x
 
 
 def _zeros(layer: Any, x: Tensor, directions: int, batch: int) -> tuple[Tensor, Tensor]:

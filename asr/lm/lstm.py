@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asr.encoders.layouts import for_kernel
 from asr.errors import CheckpointError
 from asr.lm import folder as folders
 from asr.lm.base import SPECIAL, UNITS, Perplexity
@@ -68,7 +69,7 @@ class Lstm(nn.Module):
 
     def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """(B, T) ids, and the state before them → (B, T, width) hidden vectors, and the state after them."""
-        hidden, state = self.lstm(self.dropout(self.embedding(tokens)), state)
+        hidden, state = self.lstm(for_kernel(self.dropout(self.embedding(tokens))), state)
         return self.dropout(hidden), state
 
     def logits(self, hidden: Tensor) -> Tensor:
