@@ -55,7 +55,7 @@ def all_sequences(emissions) -> dict[tuple[int, ...], float]:
 
 def best_of_each_text(scored, tokenizer) -> dict:
     """Of the sequences that spell the same text the one with the highest score."""
-    best = {tokenizer.decode(list(labels)).strip(): labels for labels in sorted(scored, key=scored.get)}
+    best = {" ".join(tokenizer.decode(list(labels)).split()): labels for labels in sorted(scored, key=scored.get)}
     return {labels: scored[labels] for labels in best.values()}
 
 
