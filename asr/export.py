@@ -195,8 +195,8 @@ def _quantize(model: AcousticModel, exported: OnnxModel) -> OnnxModel:
         logging.disable(logging.WARNING)  # it recommends what was done above
         try:
             quantize_dynamic(
-                # unsigned, because signed products overflow on processors without VNNI
-                whole, small, INT8_LAYERS, per_channel=True, weight_type=QuantType.QUInt8,
+                # 7 bits: sums of two products overflow otherwise on processors without VNNI
+                whole, small, INT8_LAYERS, per_channel=True, weight_type=QuantType.QInt8, reduce_range=True,
                 nodes_to_quantize=[*encoder, *(name for name in layers if name.startswith("/head/"))],
             )  # fmt: skip
         finally:
