@@ -116,7 +116,7 @@ def _one_direction(layer: Any, x: Tensor, before: tuple[Tensor, Tensor], weights
 
 
 def for_kernel(x: Tensor) -> Tensor:
-    """The input of an LSTM as autocast will cast it: on a CPU, torch chooses the kernel before, and may lack that one."""
+    """What an LSTM is given, as autocast casts it: on a CPU, torch chooses the kernel before, and may lack it."""
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return x.to(torch.get_autocast_dtype("cpu"))
     return x
