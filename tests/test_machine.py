@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from asr import machine
 from asr.machine import choose_for_trainer
 
 KERNELS = """
@@ -103,20 +104,22 @@ def test_large_tensors_ask_for_huge_pages(given, wanted, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "cuda", "has", "chosen"),
+    ("accelerator", "cuda", "has", "seconds", "chosen"),
     [
-        ("auto", False, {"avx512_bf16": True}, ("cpu", "bf16-mixed")),
-        ("auto", False, {"amx_bf16": True, "avx512_bf16": False}, ("cpu", "bf16-mixed")),
-        ("cpu", True, {"avx512_f": True, "avx512_bf16": False}, ("cpu", "32-true")),
-        ("cpu", True, {"architecture": "arm64"}, ("cpu", "32-true")),
-        ("auto", True, {"bf16": True}, ("cuda", "bf16-mixed")),
-        ("gpu", True, {"bf16": False, "avx512_bf16": True}, ("gpu", "32-true")),
+        ("auto", False, {"avx512_bf16": True}, 0.5, ("cpu", "bf16-mixed")),
+        ("auto", False, {"amx_bf16": True, "avx512_bf16": False}, 0.5, ("cpu", "bf16-mixed")),
+        ("auto", False, {"avx512_bf16": True}, 1.9, ("cpu", "32-true")),
+        ("cpu", True, {"avx512_f": True, "avx512_bf16": False}, 0.5, ("cpu", "32-true")),
+        ("cpu", True, {"architecture": "arm64"}, 0.5, ("cpu", "32-true")),
+        ("auto", True, {"bf16": True}, 1.9, ("cuda", "bf16-mixed")),
+        ("gpu", True, {"bf16": False, "avx512_bf16": True}, 0.5, ("gpu", "32-true")),
     ],
 )
-def test_half_precision_where_the_device_is_faster_with_it(accelerator, cuda, has, chosen, monkeypatch):
+def test_half_precision_where_the_device_is_faster_with_it(accelerator, cuda, has, seconds, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has["bf16"])
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(machine, "product_seconds", {torch.bfloat16: seconds, torch.float32: 1.0}.get)
     options = choose_for_trainer({"accelerator": accelerator, "precision": "auto", "devices": 1})
     assert options == {"accelerator": chosen[0], "precision": chosen[1], "devices": 1}
 
