@@ -78,7 +78,7 @@ class Codec(nn.Module):
 
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             list(threads.map(round_trip, draws))  # a list raises what a thread raised
-        return torch.from_numpy(heard).to(waveforms.device), lengths
+        return torch.from_numpy(heard).to(waveforms.device, non_blocking=True), lengths
 
 
 def encode(samples: np.ndarray, sample_rate: int, codec: str, kbps: float) -> bytes:

@@ -66,12 +66,13 @@ class Reverb(nn.Module):
         if not responses:
             return waveforms, lengths
         rows = torch.tensor([*responses])
+        place = rows.to(waveforms.device, non_blocking=True)
         padded = nn.utils.rnn.pad_sequence([*responses.values()], batch_first=True)
-        dry = waveforms[rows.to(waveforms.device)]
-        wet = convolve(dry, padded.to(waveforms.device))[:, : dry.shape[1]]
+        dry = waveforms[place]
+        wet = convolve(dry, padded.to(waveforms.device, non_blocking=True))[:, : dry.shape[1]]
         wet = wet.masked_fill(~frame_mask(lengths[rows], dry.shape[1], dry.device), 0)
         energies = dry.square().sum(1, keepdim=True) / wet.square().sum(1, keepdim=True).clamp(min=1e-20)
-        return waveforms.index_copy(0, rows.to(waveforms.device), wet * energies.sqrt()), lengths
+        return waveforms.index_copy(0, place, wet * energies.sqrt()), lengths
 
     def _measured(self, random: np.random.Generator) -> np.ndarray:
         path, _ = self.recordings[random.integers(len(self.recordings))]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from asr.augment.seeds import generators
 from asr.errors import ConfigError
+from asr.featurizers.normalization import frame_mask
 
 
 class SpeedPerturbation(nn.Module):
@@ -39,10 +40,10 @@ class SpeedPerturbation(nn.Module):
         for choice, resample in enumerate(self.resample):
             rows = torch.nonzero(choices == choice).flatten()
             if len(rows) and self.ratios[choice] != 1:
-                longest = int(lengths[rows].max())
+                place, longest = rows.to(waveforms.device, non_blocking=True), int(lengths[rows].max())
                 # the filter looks past an utterance's end, and must find silence there
-                padding = torch.arange(longest)[None, :] >= lengths[rows][:, None]
-                changed = resample(waveforms[rows, :longest].masked_fill(padding.to(waveforms.device), 0))
+                padding = ~frame_mask(lengths[rows], longest, waveforms.device)
+                changed = resample(waveforms[place, :longest].masked_fill(padding, 0))
                 ratio = self.ratios[choice]
                 new_lengths[rows] = -(-lengths[rows] * ratio.denominator // ratio.numerator)
                 for row, piece in zip(rows.tolist(), changed, strict=True):

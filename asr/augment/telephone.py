@@ -51,7 +51,7 @@ class Telephone(nn.Module):
         rows = torch.tensor([k for k, g in enumerate(generators(seeds, 7)) if g.random() < self.probability])
         if not len(rows):
             return waveforms, lengths
-        place = rows.to(waveforms.device)
+        place = rows.to(waveforms.device, non_blocking=True)
         narrow = mu_law(self._filtered(waveforms[place].double())[:, :: self.step])
         # the filter rings past an utterance's end, and must find silence there when it is met again
         padding = ~frame_mask(-(-lengths[rows] // self.step), narrow.shape[1], narrow.device)

@@ -37,7 +37,7 @@ class Tempo(nn.Module):
         new_lengths = ((lengths - 1) / tempos).floor().long() + 1
         # (B, T'): where each new frame lies among the old ones
         places = torch.arange(int(new_lengths.max()))[None, :] * tempos[:, None]
-        places = torch.minimum(places, lengths[:, None] - 1).to(features.device)
+        places = torch.minimum(places, lengths[:, None] - 1).to(features.device, non_blocking=True)
         before = places.long()
         after = (before + 1).clamp(max=features.shape[1] - 1)
         row = torch.arange(len(features), device=features.device)[:, None]

@@ -33,5 +33,5 @@ class Volume(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         draws = [(g.random(), g.uniform(*self.gains)) for g in generators(seeds, 6)]
         gains = torch.tensor([10 ** (gain / 20) if chance < self.probability else 1.0 for chance, gain in draws])
-        louder = waveforms * gains[:, None].to(waveforms.device)
+        louder = waveforms * gains[:, None].to(waveforms.device, non_blocking=True)
         return louder.clamp(-1, 1) if self.clip else louder, lengths

@@ -76,7 +76,7 @@ class Vtlp(nn.Module):
         positions = torch.from_numpy(self.positions(factors)).float()
         # (B, bands, bands): column k holds the weights of the two bands about its position
         weights = (1 - (positions[:, None, :] - torch.arange(self.bands)[None, :, None]).abs()).clamp(min=0)
-        return features @ weights.to(features), lengths
+        return features @ weights.to(features, non_blocking=True), lengths
 
     def positions(self, factors: np.ndarray) -> np.ndarray:
         """Warping factors (B,) → (B, bands): where on the axis of bands each band takes its value from."""

@@ -44,7 +44,8 @@ class Padded:
         """Where in B · T each frame goes when its utterance is reversed; done twice, all is as before."""
         frame, end = torch.arange(self.frames)[None, :], self.lengths[:, None]
         backwards = torch.where(frame < end, end - 1 - frame, frame)
-        return (torch.arange(self.batch)[:, None] * self.frames + backwards).flatten().to(self.device)
+        places = torch.arange(self.batch)[:, None] * self.frames + backwards
+        return places.flatten().to(self.device, non_blocking=True)
 
     def enter(self, x: Tensor) -> Tensor:
         return x

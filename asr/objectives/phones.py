@@ -64,7 +64,7 @@ class Phones(nn.Module):
         for row, count in zip(labels.tolist(), label_lengths.tolist(), strict=True):
             rows.append(torch.tensor(self.encode(self.spell(row[:count])), dtype=torch.int64))
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return padded.to(labels.device), torch.tensor([len(row) for row in rows])
+        return padded.to(labels.device, non_blocking=True), torch.tensor([len(row) for row in rows])
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T, H) → (B, T, phones + 1) log-probabilities, float32."""
