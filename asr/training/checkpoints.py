@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 
 from asr import signals
 
@@ -161,6 +162,7 @@ class Preemption(ExactCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         signals.take_over()  # from Lightning's handlers, which communicate, and so wait for ever (its issue 21406)
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self.stepped(trainer):
@@ -174,6 +176,10 @@ class Preemption(ExactCheckpoint):
         if number := int(agree(trainer, signals.received())):
             self.save(trainer)
             raise signals.Preempted(number)
+
+
+def _nothing() -> None:
+    """For Lightning's question at each batch whether rank 0 got a signal, which waits for the device."""
 
 
 def validation_is_due(trainer: L.Trainer) -> bool:
@@ -225,6 +231,21 @@ class LastValidation(Callback):
                 trainer.check_val_every_n_epoch = 1
             trainer.val_check_batch = 1
             trainer._val_check_time_interval = None  # type: ignore[attr-defined]
+
+
+def validate_between_steps(trainer: L.Trainer) -> None:
+    """Let no validation come between accumulated batches, whose gradients the checkpoint after it would not hold."""
+    loop, batches = trainer.fit_loop.epoch_loop, trainer.accumulate_grad_batches
+    if trainer.val_check_batch not in (None, math.inf):
+        trainer.val_check_batch = -(-int(trainer.val_check_batch) // batches) * batches  # type: ignore[arg-type]
+    due = loop._should_check_val_fx  # also by the clock, and when the training is to stop
+    loop._should_check_val_fx = lambda data_fetcher: not loop._should_accumulate() and due(data_fetcher)  # type: ignore[method-assign]
+
+
+def stopped_early(trainer: L.Trainer) -> bool:
+    """Whether a run is resumed that its early stopping has ended, which Lightning does not ask again."""
+    callbacks = [callback for callback in trainer.early_stopping_callbacks if isinstance(callback, EarlyStopping)]
+    return any(callback.stopped_epoch or 0 < callback.wait_count >= callback.patience for callback in callbacks)
 
 
 def keep_rest_of_epoch(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:

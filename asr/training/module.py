@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,13 @@ from asr.evaluation.counts import ErrorCounts, count_characters, count_words
 from asr.objectives.ctc import ctc_losses, fits
 from asr.pipeline import Pipeline
 from asr.plugins import instantiate
-from asr.training.checkpoints import fit_world_size, follow_folder, keep_rest_of_epoch
+from asr.training.checkpoints import (
+    fit_world_size,
+    follow_folder,
+    keep_rest_of_epoch,
+    stopped_early,
+    validate_between_steps,
+)
 from asr.training.transfer import parameter_groups
 from asr.types import Batch, Emissions, Utterance
 
@@ -67,7 +74,7 @@ class SpeechRecognition(L.LightningModule):
         self.waveform_augment = nn.ModuleList(stage for stage in stages if stage.domain == "waveform")
         self.feature_augment = nn.ModuleList(stage for stage in stages if stage.domain == "features")
         self.objective = instantiate(objective, "objective", model=self.model)
-        self._monitored: Tensor | None = None
+        self._asked_to_stop = False
         self.batch: Batch | None = None
         """What is, or was last, computed."""
         self.step_losses: list[tuple[Batch, Tensor]] = []
@@ -79,12 +86,12 @@ class SpeechRecognition(L.LightningModule):
     # --- training
 
     def on_train_start(self) -> None:
-        # the update of a plateau schedule follows the last checkpoint of an epoch; Lightning does not make up for it
-        loop = self.trainer.fit_loop
-        if self._monitored is not None and (loop.restarted_on_epoch_end or loop.resumed_on_epoch_end):
-            for config in self.trainer.lr_scheduler_configs:
-                if config.reduce_on_plateau and self.current_epoch % config.frequency == 0:
-                    self.lr_scheduler_step(config.scheduler, self._monitored)
+        validate_between_steps(self.trainer)
+        self.trainer.should_stop = stopped_early(self.trainer)
+
+    def on_train_batch_end(self, *_: Any) -> None:  # after that of all callbacks, which may ask to stop at any batch
+        self._asked_to_stop |= self.trainer.should_stop
+        self.trainer.should_stop = self._asked_to_stop and not self.trainer.fit_loop.epoch_loop._should_accumulate()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         position = batch_idx * self.trainer.world_size + self.trainer.global_rank
@@ -173,6 +180,12 @@ class SpeechRecognition(L.LightningModule):
         self.log_dict(values, sync_dist=True)
         if self.trainer.sanity_checking:
             return
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau:
+                known = self.trainer.callback_metrics | values
+                if self.monitor not in known:
+                    raise ConfigError(f"monitor={self.monitor}: nothing logs it. There is {', '.join(sorted(known))}.")
+                self.lr_scheduler_step(config.scheduler, known[self.monitor])
         lines = [
             f"epoch {self.current_epoch}, step {self.global_step}: loss {loss:.3f}, {words.format('WER')}, "
             f"{characters.format('CER')}, blank {100 * blank:.0f} %"
@@ -202,8 +215,8 @@ class SpeechRecognition(L.LightningModule):
         schedule = instantiate(self.schedule_config, "schedule", optimizer=optimizer, steps=self.steps)
         scheduler: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            every = self.trainer.check_val_every_n_epoch or 1
-            scheduler |= {"interval": "epoch", "frequency": every, "monitor": self.monitor, "strict": True}
+            # never by Lightning, which knows epochs, but no validations, and would do it behind their checkpoints
+            scheduler |= {"interval": "epoch", "frequency": sys.maxsize, "monitor": self.monitor}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def configure_gradient_clipping(
@@ -225,11 +238,9 @@ class SpeechRecognition(L.LightningModule):
         if self.describe is not None:
             checkpoint["recognizer"] = self.describe()
         checkpoint["world_size"] = self.trainer.world_size
-        checkpoint["monitored"] = self.trainer.callback_metrics.get(self.monitor)
         keep_rest_of_epoch(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._monitored = checkpoint.get("monitored")
         fit_world_size(checkpoint, self.trainer.world_size)
         follow_folder(self.trainer, checkpoint)
 

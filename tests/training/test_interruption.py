@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 
 from asr.errors import CheckpointError, ConfigError
 from asr.training import checkpoints
@@ -220,8 +221,50 @@ def test_max_steps_are_resumed_from_the_end_of_an_epoch(train, monkeypatch, call
     assert difference(whole, cut) == 0
 
 
+@pytest.mark.parametrize("interval", ["3", "0.4"])
+def test_accumulated_batches_are_not_parted_by_a_validation(train, monkeypatch, interval):
+    options = [option for option in OPTIONS if "every_n" not in option]
+    options += ["trainer.accumulate_grad_batches=2", f"+trainer.val_check_interval={interval}"]
+    options += ["callbacks.last.every_n_train_steps=null", "callbacks.best.save_top_k=-1", "data.batch_seconds=4"]
+    whole = train("whole", *options)
+    with killed(monkeypatch, "on_train_batch_start", step=5):
+        train("cut", *options)
+    assert difference(whole, train("cut", *options, "resume=auto")) == 0
+
+
+def test_accumulated_batches_are_not_parted_by_the_clock(train, monkeypatch):
+    options = [*OPTIONS, "trainer.accumulate_grad_batches=2", "+trainer.max_time=00:01:00:00"]
+    whole = train("whole", *options)
+
+    def third_batch(self, trainer):
+        trainer.should_stop |= trainer.fit_loop.epoch_loop.batch_progress.current.ready == 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Timer, "_check_time_remaining", third_batch)
+        cut = train("cut", *options)
+    assert torch.load(cut / "checkpoints/last.ckpt")["global_step"] == 2
+    assert difference(whole, train("cut", *options, "resume=auto")) == 0
+
+
+def test_what_was_stopped_early_is_not_trained_on(train, monkeypatch):
+    options = [*OPTIONS, "epochs=12", "callbacks.early_stopping.patience=0", "+callbacks.early_stopping.min_delta=1000"]
+    whole = train("whole", *options)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_module, "finish", lambda *arguments: (_ for _ in ()).throw(Killed))
+        train("cut", *options)
+    cut = train("cut", *options, "resume=auto")
+    assert torch.load(cut / "checkpoints/last.ckpt")["epoch"] == 2
+    assert difference(whole, cut) == 0
+
+
+@pytest.mark.parametrize(("interval", "validations"), [(4, 7), (14, 2)])  # the last step is one, too
+def test_plateau_counts_validations(train, interval, validations):
+    options = ["trainer.check_val_every_n_epoch=null", f"+trainer.val_check_interval={interval}", "max_steps=26"]
+    run = train("run", *OPTIONS, *options, "schedule=plateau")
+    assert torch.load(run / "checkpoints/last.ckpt")["lr_schedulers"][0]["last_epoch"] == validations
+
+
 def test_plateau_is_resumed(train, monkeypatch):
-    """Its update for an epoch follows the epoch's last checkpoint."""
     options = [option for option in OPTIONS if "callbacks" not in option]
     options += ["schedule=plateau", "schedule.patience=0", "callbacks.last.every_n_train_steps=null"]
     whole = train("whole", *options)
