@@ -130,6 +130,7 @@ def _alone(file: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             lock = stack.enter_context(path.open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
+            stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)  # a process forked meanwhile has it open, too
             stack.callback(path.unlink, missing_ok=True)  # who waits for it has it open
         yield
 

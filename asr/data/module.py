@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -37,6 +37,7 @@ CHUNK = 1 << 20
 MOST_TEXTS = 1_000_000
 """Transcripts that a tokenizer learns from, at the most."""
 TOO_SHORT = "too short for CTC"
+OUTSIDE = "duration outside bounds"
 
 
 @dataclass
@@ -56,18 +57,33 @@ class Fit:
 
 @dataclass
 class Dropped:
-    """Utterances that a training leaves out, by reason."""
+    """Utterances that a training leaves out, by reason. They may be millions: only `rows` reads theirs."""
 
-    rows: list[dict] = field(default_factory=list)
+    parts: list[tuple[Manifests, str, np.ndarray, np.ndarray, Sequence[str]]] = field(default_factory=list)
+    """Of manifests, for a reason: utterances (U,), their seconds (U,), and details of each, or none."""
 
-    def add(self, utterance: Utterance, reason: str, seconds: float, detail: str = "") -> None:
-        row = {"id": utterance.id, "reason": reason, "detail": detail, "audio_filepath": utterance.audio_filepath}
-        self.rows.append(row | {"duration": round(seconds, 3)})
+    def add(self, manifests: Manifests, reason: str, indices: Any, seconds: Any, details: Sequence[str] = ()) -> None:
+        if len(indices):
+            self.parts.append((manifests, reason, np.asarray(indices), np.asarray(seconds, np.float32), details))
+
+    def count(self, reason: str) -> int:
+        return sum(len(indices) for _, found, indices, *_ in self.parts if found == reason)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for manifests, reason, indices, seconds, details in self.parts:
+            for k, (index, duration) in enumerate(zip(indices.tolist(), seconds.tolist(), strict=True)):
+                detail = details[k] if details else ""
+                if reason == OUTSIDE:
+                    detail = f"{duration:.2f} s, data.min_seconds and data.max_seconds bound it"
+                row = {"id": manifests[index].id, "reason": reason, "detail": detail}
+                yield row | {"audio_filepath": manifests[index].audio_filepath, "duration": round(duration, 3)}
 
     def summary(self) -> str:
-        count, seconds = Counter(row["reason"] for row in self.rows), Counter()  # type: ignore[var-annotated]
-        for row in self.rows:
-            seconds[row["reason"]] += row["duration"]
+        count: Counter[str] = Counter()
+        seconds: defaultdict[str, float] = defaultdict(float)
+        for _, reason, indices, durations, _ in self.parts:
+            count[reason] += len(indices)
+            seconds[reason] += float(durations.sum(dtype=np.float64))
         return ", ".join(f"{n} {reason} ({seconds[reason] / 3600:.2f} h)" for reason, n in count.most_common())
 
 
@@ -208,12 +224,18 @@ class SpeechData(L.LightningDataModule):
         for start in range(0, len(self.train_indices), CHUNK):
             indices, seconds = self.train_indices[start : start + CHUNK], self.train_seconds[start : start + CHUNK]
             frames, needed = fit.frames(seconds), all_needed[indices]
-            doubtful = (needed == 0) | (needed > frames) | (seconds < self.min_seconds) | (seconds > self.max_seconds)
-            for k in np.flatnonzero(doubtful):
-                reason, detail = self._fault(int(indices[k]), float(seconds[k]), int(frames[k]))
+            outside = (seconds < self.min_seconds) | (seconds > self.max_seconds)
+            self.dropped.add(self.train, OUTSIDE, indices[outside], seconds[outside])
+            keep[start : start + CHUNK] = ~outside
+            faults: dict[str, list[tuple[int, str]]] = {}
+            for k in np.flatnonzero(~outside & ((needed == 0) | (needed > frames))).tolist():
+                reason, detail = self._fault(int(indices[k]), int(frames[k]))
                 if reason:
                     keep[start + k] = False
-                    self.dropped.add(self.train[indices[k]], reason, float(seconds[k]), detail)
+                    faults.setdefault(reason, []).append((k, detail))
+            for reason, found in faults.items():
+                places, details = zip(*found, strict=True)
+                self.dropped.add(self.train, reason, indices[[*places]], seconds[[*places]], details)
         self.train_indices, self.train_seconds = self.train_indices[keep], self.train_seconds[keep]
         if not len(self.train_indices):
             raise DataError(f"No utterance is left to train on: {self.dropped.summary() or 'the manifest has none'}.")
@@ -233,7 +255,7 @@ class SpeechData(L.LightningDataModule):
     def _drop_unreadable(self, index: int, error: AudioError) -> None:
         if self.failures != "skip":
             raise AudioError(f"{self.train.where(index)}: {error}; data.failures=skip leaves such utterances out")
-        self.dropped.add(self.train[index], UNREADABLE_AUDIO, 0.0, str(error))
+        self.dropped.add(self.train, UNREADABLE_AUDIO, [index], [0.0], [str(error)])
 
     def _check_validation(self) -> None:
         """Leave out, counted, what has no transcript to score against; count what can have no loss."""
@@ -243,21 +265,20 @@ class SpeechData(L.LightningDataModule):
             utterance = self.validation[int(index)]
             if not (utterance.text or "").strip():
                 keep[k] = False
-                self.dropped.add(utterance, "without transcript, of the validation set", self.validation_seconds[k])
             elif self.fit.unknown(utterance.text or ""):
                 self.validation_unknown += 1
+        silent = (self.validation_indices[~keep], self.validation_seconds[~keep])
+        self.dropped.add(self.validation, "without transcript, of the validation set", *silent)
         self.validation_indices, self.validation_seconds = self.validation_indices[keep], self.validation_seconds[keep]
         if not len(self.validation_indices):
             raise DataError("No utterance of the validation set has a transcript. Give another data.validation.")
 
-    def _fault(self, index: int, seconds: float, frames: int) -> tuple[str, str]:
+    def _fault(self, index: int, frames: int) -> tuple[str, str]:
         """Why a training utterance cannot be learnt from, with details; two empty strings where it can."""
         assert self.fit is not None
         utterance = self.train[index]
         if not (utterance.text or "").strip():
             return "without transcript", ""
-        if not self.min_seconds <= seconds <= self.max_seconds:
-            return "duration outside bounds", f"{seconds:.2f} s, data.min_seconds and data.max_seconds bound it"
         unknown = self.fit.unknown(utterance.text or "")
         if unknown and self.unknown == "error":
             raise DataError(
@@ -338,9 +359,9 @@ class SpeechData(L.LightningDataModule):
 
     def write_reports(self, out: Path) -> None:
         """Write the dropped utterances and the held-out ones, so that both can be looked at and scored again."""
-        if self.dropped.rows:
+        if self.dropped.parts:
             with open_rows(out / "dropped.jsonl") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.dropped.rows)
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.dropped.rows())
         if self.validation is not None:
             found = [self.validation[int(k)] for k in self.validation_indices]
             repeated = {name for name, count in Counter(u.id for u in found).items() if count > 1}
@@ -412,5 +433,7 @@ def _with_durations(
             return math.nan
 
     with ThreadPoolExecutor(8) as pool:
-        seconds[missing] = list(pool.map(look, missing))
+        for start in range(0, len(missing), 1000):  # a pool queues all that it is given
+            part = missing[start : start + 1000]
+            seconds[part] = list(pool.map(look, part))
     return seconds

@@ -58,14 +58,15 @@ def fetch(url: str, changing: bool = False) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.with_name(target.name + ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of the node wait for the same copy
-            if not target.exists():
-                partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-                try:
+            partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+            try:
+                if not target.exists():
                     _try(url, lambda files, path: files.get_file(path, str(partial)))
                     os.replace(partial, target)
-                finally:
-                    partial.unlink(missing_ok=True)
-                _make_room(target)
+                    _make_room(target)
+            finally:
+                partial.unlink(missing_ok=True)
+                fcntl.flock(lock, fcntl.LOCK_UN)  # a process forked meanwhile has it open, too
     with contextlib.suppress(FileNotFoundError):  # another process may be making room
         os.utime(target)
     return target

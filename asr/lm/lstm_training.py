@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 import warnings
 from array import array
@@ -277,7 +278,12 @@ class LanguageModelling(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         perplexity = _exp(self._held_out)
         self.log("val_perplexity", perplexity, prog_bar=True)
-        if perplexity < self.least and not self.trainer.sanity_checking:
+        if self.trainer.sanity_checking:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau:
+                self.lr_scheduler_step(config.scheduler, perplexity)
+        if perplexity < self.least:
             self.least, self.best_epoch = perplexity, self.current_epoch + 1
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
@@ -296,8 +302,8 @@ class LanguageModelling(L.LightningModule):
         schedule = instantiate(self.schedule_config, "lm.schedule", optimizer=optimizer, steps=self.steps)
         scheduler: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            every = self.trainer.check_val_every_n_epoch or 1
-            scheduler |= {"interval": "epoch", "frequency": every, "monitor": "val_perplexity"}
+            # never by Lightning, which knows epochs, but no validations
+            scheduler |= {"interval": "epoch", "frequency": sys.maxsize, "monitor": "val_perplexity"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 

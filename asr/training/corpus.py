@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ def _prepare(config: Mapping[str, Any], out: Path, console: Console) -> Report:
             report = corpus.prepare(out)
         except BaseException:
             failed.parent.mkdir(parents=True, exist_ok=True)
-            failed.touch()  # or the other ranks wait for ever
+            failed.write_text(_launch())  # or the other ranks wait for ever
             raise
         console.print(report.table())
     else:
@@ -89,6 +90,13 @@ def _current(out: Path) -> Report | None:
     return report if all(path.is_file() for path in report.manifests.values()) else None
 
 
+def _launch() -> str:
+    """What tells the processes that were started together from those of other times, as far as their launcher says."""
+    slurm = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    torchrun = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
+    return " ".join(os.environ.get(name, "-") for name in (*slurm, *torchrun))
+
+
 def _failure_mark(out: Path) -> Path:
     return out.parent / f".{out.name}.failed"
 
@@ -101,6 +109,7 @@ def _wait_for(out: Path) -> Report:
                 return report
         except (DataError, json.JSONDecodeError):
             pass
-        time.sleep(POLL)  # in which rank 0 takes an earlier launch's mark away
-        if _failure_mark(out).exists():
-            raise DataError(f"{out}: the corpus could not be prepared; rank 0 says why.")
+        time.sleep(POLL)  # in which rank 0 takes the mark of an earlier launch away that has the same name
+        with suppress(OSError):
+            if _failure_mark(out).read_text() == _launch():
+                raise DataError(f"{out}: the corpus could not be prepared; rank 0 says why.")

@@ -276,10 +276,9 @@ def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, An
             markup=False,
             soft_wrap=True,
         )
-    if data.dropped.rows:
+    if data.dropped.parts:
         console.print(f"dropped     {data.dropped.summary()}: see {config['out']}/dropped.jsonl", markup=False)
-        short = sum(row["reason"] == TOO_SHORT for row in data.dropped.rows)
-        if short > 0.01 * len(data.train_indices):
+        if data.dropped.count(TOO_SHORT) > 0.01 * len(data.train_indices):
             console.print(
                 "            many are too short: lower encoder.stride, or take longer units, such as tokenizer=words"
             )

@@ -120,7 +120,7 @@ def test_drops_are_counted_by_reason(tmp_path, manifest):
     data = make(path, unknown="drop")
     data.prepare(FIT, 1)
     assert data.train_indices.tolist() == [0, 6, 7]
-    reasons = {r["id"]: r["reason"] for r in data.dropped.rows}
+    reasons = {r["id"]: r["reason"] for r in data.dropped.rows()}
     assert reasons == {
         "long": "duration outside bounds",
         "brief": "duration outside bounds",

@@ -1,3 +1,4 @@
+import fcntl
 import functools
 import http.server
 import os
@@ -134,6 +135,25 @@ def test_a_transfer_is_tried_again_and_never_left_half(both, memory, cache, monk
     copy = remote.fetch(f"{memory}/train/000000.tar")
     assert len(tries) == 3 and copy.read_bytes() == (both[1].parent / "train" / "000000.tar").read_bytes()
     assert not list(cache.rglob("*.partial"))
+
+
+def test_a_process_forked_in_a_transfer_holds_up_nobody(both, memory, monkeypatch):
+    reader, writer = os.pipe()
+    transfer = remote._try
+
+    def fork(url, act):
+        if not os.fork():  # as a data worker, with all that is open
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        return transfer(url, act)
+
+    monkeypatch.setattr(remote, "_try", fork)
+    path = remote.fetch(f"{memory}/train/000000.tar")
+    with path.with_name(f"{path.name}.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(writer)
+    os.wait()
 
 
 def test_what_the_cache_has_removed_takes_no_room(both, memory, cache, monkeypatch):

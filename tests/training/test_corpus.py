@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,19 @@ def prepare(config: dict[str, Any], rank: int) -> tuple[Any, str]:
 )  # fmt: skip
 def test_what_splits_are_for(split, key):
     assert [name for name, names in corpus.SPLITS.items() if names.fullmatch(split)] == ([key] if key else [])
+
+
+def test_the_failure_of_another_launch_stops_nobody(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(DataError, match="no utterance can be kept"):
+        prepare(config, 0)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(corpus._wait_for, tmp_path / "data" / "mine")
+        time.sleep(0.1)  # ten looks, before rank 0 has started
+        (tmp_path / "a.txt").write_text("hello")
+        prepare(config, 0)
+        assert waiting.result(timeout=10).manifests
 
 
 def test_one_rank_prepares(config, tmp_path, monkeypatch):

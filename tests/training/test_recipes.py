@@ -104,7 +104,7 @@ def test_prepares_and_takes_a_step(name, tmp_path):
     trainer, module, data = set_up(config)
     assert [part.path for part in data.train.parts] == [manifests / f"{split}.jsonl" for split in trained.split()]
     assert list(data.tests.values()) == [str(manifests / f"{split}.jsonl") for split in scored.split()]
-    assert len(data.validation_indices) == validation and not data.dropped.rows
+    assert len(data.validation_indices) == validation and not data.dropped.parts
     before = [parameter.clone() for parameter in module.parameters()]
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == 1 and 0 < float(trainer.callback_metrics["train_loss"]) < 1e3
