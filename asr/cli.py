@@ -43,6 +43,8 @@ NULLABLE = {
     "endpoint": float | None,
 }
 """The types of keys that may be null."""
+SINGLE = ("checkpoint", "manifest", "out", "output", "compare", "json", "model", "transcript", "run")
+"""Keys of one path or text; some may be null."""
 LEAST = {
     "epochs": 1, "max_steps": 1, "threads": 1, "channel": 0, "utterances": 1, "blocks": 1, "steps": 1, "rounds": 1,
     "worst": 0, "fresh_utterances": 0, "last": 2, "freeze_epochs": 1, "pocketsphinx": 0, "max_segment": 1,
@@ -197,16 +199,35 @@ def _plain(config: Any, command: str, options: list[str]) -> dict[str, Any]:
     if hydra_config.runtime.choices.get("experiment"):
         overrides = list(hydra_config.overrides.task)
         _leave_out_of_experiment(plain, command, overrides, hydra_config.runtime.choices["experiment"])
+    _check_headers(plain, hydra_config.runtime.choices.get("experiment"))
     choices = hydra_config.runtime.choices.items()
     unchosen = [group for group, choice in choices if choice is None and "@" not in group]
     defaults = {str(key): value for key, value in compose(command).items_ex(resolve=False)}
+    for key in ("format", "group_by"):  # names, also where they look like numbers
+        if type(plain.get(key)) in (int, float):
+            plain[key] = str(plain[key])
     for key, value in defaults.items():
         if key in plain and (key in NULLABLE or type(value) in (int, float, bool)):
             plugins.check_type(plain[key], NULLABLE.get(key, type(value)), key)
+        if key in SINGLE and not isinstance(plain.get(key), str) and (value is not None or plain.get(key) is not None):
+            raise ConfigError(f"{key}={plain.get(key)}: must be one, and neither a list nor null.")
         if key in LEAST and plain.get(key) is not None and plain[key] < LEAST[key]:
             raise ConfigError(f"{key}={plain[key]}: must be {LEAST[key]} or more.")
     # logger=[] leaves no key behind
     return {key: None for key in (*unchosen, *defaults) if not key.startswith("hydra")} | plain
+
+
+def _check_headers(plain: dict[str, Any], experiment: str | None) -> None:
+    """Refuse what a file of the user's own says without the header that puts it where it has an effect."""
+    if experiment and "experiment" in plain:
+        raise ConfigError(f"experiment={experiment}: its file has to begin with the line '# @package _global_'.")
+    for group in SEVERAL:
+        for name, part in (plain.get(group) or {}).items():
+            if not isinstance(part, dict):
+                raise ConfigError(
+                    f"{group}.{name}={part}: is no component. A file of your own for {group}=[NAME] has to begin with "
+                    f"the line '# @package {group}.NAME'."
+                )
 
 
 def _leave_out_of_experiment(plain: dict[str, Any], command: str, overrides: list[str], experiment: str) -> None:

@@ -16,7 +16,8 @@ PATH_KEYS = (
     "data.train", "data.validation", "data.test", "corpus.root", "corpus.path", "corpus.audio_root", "audio", "json",
     "transcript", "decoder.lm", "decoder.label_lm", "decoder.beam.lm", "decoder.beam.label_lm",
     "decoder.label_prior", "decoder.beam.label_prior", "lm_decoder.label_prior", "lm_decoder.beam.label_prior",
-    "objective.phones", "sentences", "lm_path", "model", "train", "test", "arpa", "output", "shards", *MODEL_KEYS,
+    "decoder.lexicon", "lm_decoder.lexicon", "augment.path", "objective.phones", "sentences", "lm_path", "model",
+    "train", "test", "arpa", "output", "shards", *MODEL_KEYS,
 )  # fmt: skip
 """Keys whose values are taken literally: paths, and the transcript to align."""
 FLAGS = (
@@ -78,7 +79,12 @@ def quote(override: str) -> str:
     """
     key, value = override.split("=", 1)
     name = re.sub(r"^corpus\.parts\.\w+", "corpus", key.lstrip("+"))
+    name = re.sub(r"^augment\.\w+\.path$", "augment.path", name)
     is_path = name in PATH_KEYS
+    if (
+        is_path and key != "transcript" and value.startswith("~/") and not os.path.exists(value)
+    ):  # shells expand it in some places only
+        value = os.path.expanduser(value)
     if name in MODEL_KEYS and re.fullmatch(r"(\d+|null)(,(\d+|null))*", value):  # a sweep's, with commas
         return override
     if key == "transcript" and value[:1] in ("[", "{"):  # a text, never a list

@@ -127,6 +127,57 @@ def test_options_that_a_component_refuses(train, refused, option: str, says: str
     assert says in refused(train, option)
 
 
+@pytest.mark.parametrize(
+    ("group", "content", "option", "says"),
+    [
+        ("experiment", "epochs: 3", "+experiment=own", "# @package _global_'"),
+        ("augment", "_target_: asr.augment.Noise", "augment=[own]", "# @package augment.NAME'"),
+        ("callbacks", "_target_: asr.training.ema.Ema", "callbacks=[own]", "# @package callbacks.NAME'"),
+    ],
+)
+def test_a_config_of_ones_own_without_its_header(train, refused, tmp_path, group, content, option, says) -> None:
+    (tmp_path / "conf" / group).mkdir(parents=True)
+    (tmp_path / "conf" / group / "own.yaml").write_text(content)
+    assert says in refused(train, "--config-dir=conf", option)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("evaluate", "manifest=[a.jsonl,b.jsonl]"),
+        ("evaluate", "checkpoint=null"),
+        ("align", "manifest=[a.jsonl]"),
+        ("transcribe", "output=[a]"),
+    ],
+)
+def test_one_path_is_wanted(refused, command, option) -> None:
+    given = [option] if option.startswith("checkpoint") else [option, "checkpoint=run"]
+    if "manifest" not in option and command == "evaluate":
+        given.append("manifest=a.jsonl")
+    assert "must be one, and neither a list nor null" in refused(run, command, given)
+
+
+@pytest.mark.parametrize("row", ["audio,text,,", "audio,,text"])
+def test_columns_without_a_name(refused, tmp_path, row) -> None:
+    (tmp_path / "table.csv").write_text(f"{row}\n0.flac,a,,\n")
+    said = refused(run, "prepare", ["corpus=table", "corpus.path=table.csv", "out=data"])
+    assert "columns have no name" in said
+
+
+def test_tables_and_manifests_that_cannot_be_read(refused, tmp_path) -> None:
+    (tmp_path / "folder").mkdir()
+    said = refused(run, "prepare", ["corpus=table", "corpus.path=folder", "out=data"])
+    assert "folder: cannot be read (Is a directory)" in said
+
+
+def test_a_benchmark_keeps_what_is_none(refused, tmp_path) -> None:
+    (tmp_path / "mine.json").write_text("[1]")
+    assert "json=mine.json: the file is there, and not a benchmark's" in refused(
+        run, "benchmark", ["training", "json=mine.json"]
+    )
+    assert (tmp_path / "mine.json").read_text() == "[1]"
+
+
 # --- audio
 
 

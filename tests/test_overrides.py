@@ -16,7 +16,7 @@ from asr.overrides import quote, split_arguments
 
 NAMES = [
     "语音/a=b, (1).wav", "epoch=3-step=9.ckpt", "a,b.ckpt", "#1 & co.jsonl", "(a)", "[1].wav", "[a", "{a}", " a b ",
-    "it's", 'say "so"', "'a' and \"b\"", "a\\b", "tail\\", "a\\'b", "\\\\", "~/a", "C:\\Users\\x", "a:b", "100%", "@x",
+    "it's", 'say "so"', "'a' and \"b\"", "a\\b", "tail\\", "a\\'b", "\\\\", "C:\\Users\\x", "a:b", "100%", "@x",
     "=", "a;b|c*?<>$!", "123", "1e3", "true", "None", "ünï", "…/–", "a\tb", "--x", "",
 ]  # fmt: skip
 
@@ -55,6 +55,14 @@ def test_paths_arrive_literally(value_of: Callable[[str, str], Any]) -> None:
         assert config.corpus.parts.mine.root == name
     for name in ("语音/a=b, (1)", "epoch=3", "#1 & co", "[1].wav", "it's"):
         assert value_of("train", f"name={name}") == name
+
+
+def test_the_home_folder(value_of: Callable[[str, str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert value_of("evaluate", "checkpoint=~/runs/a") == "/home/me/runs/a"
+    assert value_of("evaluate", "checkpoint=~runs") == "~runs"
+    noise = compose("train", overrides=["augment=[noise]", quote("augment.noise.path=~/a, b")])
+    assert noise.augment.noise.path == "/home/me/a, b"
 
 
 def test_what_is_not_a_path_keeps_its_type(value_of: Callable[[str, str], Any]) -> None:

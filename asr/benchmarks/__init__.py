@@ -35,15 +35,16 @@ def run(name: str, config: Mapping[str, Any]) -> None:
     """Run a benchmark, print what it found, and write it to `json`.
 
     Raises:
-        ConfigError: there is no such benchmark, or `out` is in use.
+        ConfigError: there is no such benchmark, `out` is in use, or `json` is a file of another kind.
     """
     if name not in BENCHMARKS:
         wrong = f"There is no benchmark '{name}'. {near_matches(name, BENCHMARKS)}" if name else "Which benchmark?"
         listing = "\n".join(f"  benchmark {known:<14} {what}" for known, what in BENCHMARKS.items())
         raise ConfigError(f"{wrong}\n{listing}")
     config = {**config, "utterances": config["utterances"] or UTTERANCES.get(name, 0)}
-    from asr.benchmarks.report import report
+    from asr.benchmarks.report import check_report, report
 
+    check_report(config["json"])
     folder = Path(config["out"])
     try:
         folder.mkdir(parents=True)

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from asr.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -35,6 +37,17 @@ class Measurement:
     def format(self) -> str:
         digits = 0 if abs(self.value) >= 100 else 1 if abs(self.value) >= 10 else 2 if abs(self.value) >= 0.1 else 4
         return f"{self.value:,.{digits}f}"
+
+
+def check_report(out: str | None) -> None:
+    """Raise a ConfigError if there is a file of that name that no benchmark has written."""
+    if out and Path(out).exists():
+        try:
+            ours = "benchmark" in json.loads(Path(out).read_text("utf-8"))
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise ConfigError(f"json={out}: the file is there, and not a benchmark's. Take another name.")
 
 
 def report(title: str, measurements: list[Measurement], setting: dict[str, Any], out: str | None) -> None:

@@ -220,7 +220,7 @@ def _where(drop: Dropped) -> str:
 def check_out(corpus: Mapping[str, Any], out: str | Path) -> None:
     """Refuse to write over manifests that were made from another corpus, with other arguments, or by other means."""
     out = Path(os.path.abspath(out))
-    way_out = "Nothing was written. Take another out= (in a training: manifests=), or delete the folder."
+    nothing = "Nothing was written. Take another out= (in a training: manifests=)"
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file, but a folder is needed. Take another out=.")
     if (out / REPORT).exists():
@@ -229,9 +229,9 @@ def check_out(corpus: Mapping[str, Any], out: str | Path) -> None:
         keys = [key for key in {**stored, **given} if stored.get(key) != given.get(key)]
         if keys:
             other = ", ".join(f"{key}={stored.get(key)} (now {given.get(key)})" for key in keys)
-            raise DataError(f"{out}: holds manifests made from other arguments: {other}. {way_out}")
+            raise DataError(f"{out}: holds manifests made from other arguments: {other}. {nothing}, or delete it.")
     elif found := sorted(out.glob("*.jsonl")):
-        raise DataError(f"{out}: holds {found[0].name}, which scripts/prepare.py did not make. {way_out}")
+        raise DataError(f"{out}: holds {found[0].name}, which scripts/prepare.py did not make. {nothing}.")
 
 
 @contextmanager

@@ -110,6 +110,11 @@ def read_rows(path: Path) -> Iterator[Row]:
             reader = _csv_reader(file, path, first)
             header: list[str] = next(reader, [])
             number = reader.line_num
+            if not all(name.strip() for name in header) and any(header):
+                raise DataError(
+                    f"{path}: {sum(not name.strip() for name in header)} of {len(header)} columns have no name in the "
+                    "first line. Name them, or remove them."
+                )
             if not any(header):
                 raise DataError(f"{path}: has no header. The first line must name the columns.")
             if twice := {name for name in header if header.count(name) > 1}:
@@ -123,6 +128,8 @@ def read_rows(path: Path) -> Iterator[Row]:
                     )
                 if cells:
                     yield number, dict(zip(header, cells, strict=True))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, near line {number + 1}: not UTF-8 ({error.reason}). Convert the file.") from None
     except csv.Error as error:

@@ -104,7 +104,10 @@ def open_manifest(path: Path):
     """Open a manifest for reading bytes, with an error that a person understands."""
     if not path.is_file():
         raise DataError(f"{path}: no such manifest. Check the path, or make one: scripts/prepare.py.")
-    return path.open("rb")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 def open_rows(path: Path, mode: str = "w") -> TextIO:

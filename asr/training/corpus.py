@@ -73,8 +73,9 @@ def _prepare(config: Mapping[str, Any], out: Path, console: Console) -> Report:
         try:
             report = corpus.prepare(out)
         except BaseException:
-            failed.parent.mkdir(parents=True, exist_ok=True)
-            failed.write_text(_launch())  # or the other ranks wait for ever
+            with suppress(OSError):
+                failed.parent.mkdir(parents=True, exist_ok=True)
+                failed.write_text(_launch())  # or the other ranks wait for ever
             raise
         console.print(report.table())
     else:

@@ -46,6 +46,10 @@ def is_main_process() -> bool:
     return True
 
 
+WRITTEN = ("bundle", "config.yaml", "dropped.jsonl", "evaluation", "metrics.csv", "validation.jsonl")
+"""What a run writes to its folder under fixed names."""
+
+
 class RunFolder:
     """Opens a run's folder: a new one, or one to go on in, as jobs do that Slurm or torchrun has started again.
 
@@ -68,7 +72,9 @@ class RunFolder:
         """
         found = list((self.path / "checkpoints").glob("*.ckpt"))
         if self.resume == "auto" or (self.restarted and found):
-            return self._furthest(found)
+            if (furthest := self._furthest(found)) is None and is_main_process():
+                self._refuse_to_write_over()
+            return furthest
         path = None if self.resume == "never" else Path(self.resume)
         if path is not None and not path.is_file():
             raise ConfigError(f"resume={self.resume}: no such checkpoint. Say never, auto, or the path of a .ckpt.")
@@ -79,6 +85,16 @@ class RunFolder:
                 f"out={self.path}: the folder exists and is not empty. Go on with resume=auto, or take another out=."
             )
         return path
+
+    def _refuse_to_write_over(self) -> None:
+        """A run that was stopped ahead of its first checkpoint begins anew; what else is there is not replaced."""
+        begun = any(self.path.glob("run*.json"))
+        written = ("bundle", "evaluation") if begun else WRITTEN
+        if taken := [name for name in written if (self.path / name).exists()]:
+            raise ConfigError(
+                f"out={self.path}: there is no checkpoint that resume=auto could go on from, and a new run would write "
+                f"over {', '.join(taken)}. Take another out=, or move that away."
+            )
 
     def _furthest(self, found: list[Path]) -> Path | None:
         """`last.ckpt`, or what was written after it, of a later step; `None` if there are weights alone."""

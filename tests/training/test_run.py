@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,6 +227,25 @@ def test_an_existing_folder_is_left_alone(train, tmp_path):
     with pytest.raises(ConfigError, match="resume=auto"):
         train("run")
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
+
+
+def test_resuming_writes_over_nothing_but_what_it_began(train, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "metrics.csv").write_text("mine")
+    with pytest.raises(ConfigError, match=r"would write over metrics\.csv"):
+        train("run", "resume=auto")
+    (out / "metrics.csv").unlink()
+    (out / "slurm.log").write_text("a log of the launcher")
+    train("run", "epochs=1", "resume=auto")
+    shutil.rmtree(out / "checkpoints")
+    before = (out / "bundle" / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="would write over bundle"):
+        train("run", "epochs=1", "seed=1", "resume=auto")
+    assert (out / "bundle" / "model.safetensors").read_bytes() == before
+    shutil.rmtree(out / "bundle")
+    shutil.rmtree(out / "evaluation")
+    train("run", "epochs=1", "resume=auto")  # as after a stop ahead of the first checkpoint
 
 
 @pytest.mark.parametrize(
