@@ -81,10 +81,8 @@ def quote(override: str) -> str:
     name = re.sub(r"^corpus\.parts\.\w+", "corpus", key.lstrip("+"))
     name = re.sub(r"^augment\.\w+\.path$", "augment.path", name)
     is_path = name in PATH_KEYS
-    if (
-        is_path and key != "transcript" and value.startswith("~/") and not os.path.exists(value)
-    ):  # shells expand it in some places only
-        value = os.path.expanduser(value)
+    if is_path and key != "transcript" and value.startswith("~/") and not os.path.exists(value):
+        value = os.path.expanduser(value)  # as shells do in some places only
     if name in MODEL_KEYS and re.fullmatch(r"(\d+|null)(,(\d+|null))*", value):  # a sweep's, with commas
         return override
     if key == "transcript" and value[:1] in ("[", "{"):  # a text, never a list

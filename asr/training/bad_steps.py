@@ -14,15 +14,18 @@ from asr.errors import TrainingError
 from asr.training.module import SpeechRecognition
 from asr.types import Batch, Utterance
 
+KEPT = 50
+"""Steps that a rank writes at the most: each may be hundreds of megabytes, and an unsteady training has many."""
+
 
 class SkipBadSteps(Callback):
     """Leaves out an optimizer step whose loss or gradient is not finite, and keeps what it was computed from.
 
     The ranks agree, once for each optimizer step, so all of them leave it out, with all its accumulated batches: the
     weights, the optimizer's state and BatchNorm's running statistics stay as they were; schedule and position go on.
-    Each rank writes its micro-batches to `folder/stepNNNNNNN-rankR.pt`: those with a loss that is not finite or, where
-    all losses are, all of the step. Under 16-bit mixed precision a gradient that overflows is the scaler's matter,
-    which skips such steps, too, and lowers its scale: it is counted, but nothing is written.
+    Each rank writes its micro-batches to `folder/stepNNNNNNN-rankR.pt`, up to `KEPT` files: those with a loss that is
+    not finite or, where all losses are, all of the step. Under 16-bit mixed precision a gradient that overflows is the
+    scaler's matter, which skips such steps, too, and lowers its scale: it is counted, but nothing is written.
 
     Args:
         folder: for the batches.
@@ -84,7 +87,7 @@ class SkipBadSteps(Callback):
             rows += [utterance for utterance, is_bad in zip(utterances, bad.tolist(), strict=True) if is_bad]
             kept.append(_plain(batch, losses, utterances, bad))
         path = self.folder / f"step{trainer.global_step:07d}-rank{trainer.global_rank}.pt"
-        if kept:
+        if kept and len(list(self.folder.glob(f"*-rank{trainer.global_rank}.pt"))) < KEPT:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 torch.save({"epoch": trainer.current_epoch, "step": trainer.global_step, "batches": kept}, path)

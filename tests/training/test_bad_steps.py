@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from asr.errors import TrainingError
+from asr.training import bad_steps as bad_steps_module
 from asr.training.module import SpeechRecognition
 
 from .conftest import SMALL
@@ -87,10 +88,13 @@ def test_it_ends_after_many_in_a_row(train, tmp_path):
     assert len(bad_steps(tmp_path / "run")) == 3
 
 
-def test_not_in_a_row(train):
-    """Every other step is bad: it goes on to the end."""
+@pytest.mark.parametrize("most", [50, 3])
+def test_not_in_a_row(train, monkeypatch, most):
+    """Every other step is bad: it goes on to the end, and what is kept of them is bounded."""
+    monkeypatch.setattr(bad_steps_module, "KEPT", most)
     run = train("run", *FAULTY, f"objective.spoilt={[*range(0, 40, 7)]}", "data.batch_seconds=3", "most_bad_steps=20")
-    assert len(bad_steps(run)) > 5 and (run / "bundle").is_dir()
+    assert len(bad_steps(run)) > 5 if most == 50 else len(bad_steps(run)) == 3
+    assert (run / "bundle").is_dir()
 
 
 def test_validation_without_numbers_does_not_end_it(train, monkeypatch):
