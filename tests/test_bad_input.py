@@ -131,14 +131,28 @@ def test_options_that_a_component_refuses(train, refused, option: str, says: str
     ("group", "content", "option", "says"),
     [
         ("experiment", "epochs: 3", "+experiment=own", "# @package _global_'"),
+        (
+            "experiment",
+            "# @package _global_\nencodr: {width: 3}",
+            "+experiment=own",
+            "encodr: there is no such option. Did",
+        ),
         ("augment", "_target_: asr.augment.Noise", "augment=[own]", "# @package augment.NAME'"),
         ("callbacks", "_target_: asr.training.ema.Ema", "callbacks=[own]", "# @package callbacks.NAME'"),
     ],
 )
-def test_a_config_of_ones_own_without_its_header(train, refused, tmp_path, group, content, option, says) -> None:
+def test_a_config_of_ones_own_that_has_no_effect(train, refused, tmp_path, group, content, option, says) -> None:
     (tmp_path / "conf" / group).mkdir(parents=True)
     (tmp_path / "conf" / group / "own.yaml").write_text(content)
     assert says in refused(train, "--config-dir=conf", option)
+
+
+def test_a_config_of_ones_own_may_have_variables(train, tmp_path) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    content = "# @package _global_\nrate: 3e-4\noptimizer: {lr: '${rate}'}"
+    (tmp_path / "conf" / "experiment" / "own.yaml").write_text(content)
+    train("--config-dir=conf", "+experiment=own")
+    assert "lr: 0.0003" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize(
