@@ -192,6 +192,11 @@ def test_a_benchmark_keeps_what_is_none(refused, tmp_path) -> None:
     assert (tmp_path / "mine.json").read_text() == "[1]"
 
 
+def test_the_second_of_a_kind(train, refused) -> None:
+    options = ["augment=[noise]", "+augment@augment.music=noise", "augment.music.path=nowhere"]
+    assert "augment.music.path=nowhere: no such folder" in refused(train, *options)
+
+
 # --- audio
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.augment.seeds import other_seeds, utterance_seeds
-from asr.errors import ConfigError
+from asr.errors import AsrError, ConfigError
 from asr.evaluation.counts import ErrorCounts, count_characters, count_words
 from asr.objectives.ctc import ctc_losses, fits
 from asr.pipeline import Pipeline
@@ -253,7 +254,10 @@ def build_augmentations(configs: Mapping[str, Mapping[str, Any]]) -> list[nn.Mod
     """
     stages = []
     for name, config in (configs or {}).items():
-        stage = instantiate(config, f"augment.{name}")
+        try:
+            stage = instantiate(config, f"augment.{name}")
+        except AsrError as error:  # which calls it by its kind
+            raise type(error)(re.sub(r"^augment\.\w+", f"augment.{name}", str(error))) from None
         if getattr(stage, "domain", None) not in ("waveform", "features"):
             raise ConfigError(f"augment.{name}: its 'domain' must be 'waveform' or 'features'.")
         stages.append(stage)
