@@ -204,9 +204,8 @@ def _plain(config: Any, command: str, options: list[str]) -> dict[str, Any]:
     unchosen = [group for group, choice in choices if choice is None and "@" not in group]
     defaults = {str(key): value for key, value in compose(command).items_ex(resolve=False)}
     known = {*defaults, *(group.split("@")[-1].split(".")[0] for group, _ in choices)}
-    written = OmegaConf.to_yaml(config)
     for key in plain:
-        if key not in known and f"${{{key}" not in written:  # a value that others refer to is of use
+        if key not in known and f"${{{key}" not in OmegaConf.to_yaml(config):  # a value that others refer to is of use
             raise ConfigError(f"{key}: there is no such option. {near_matches(key, known)}")
     for key in ("format", "group_by"):  # names, also where they look like numbers
         if type(plain.get(key)) in (int, float):

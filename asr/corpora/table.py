@@ -110,13 +110,11 @@ def read_rows(path: Path) -> Iterator[Row]:
             reader = _csv_reader(file, path, first)
             header: list[str] = next(reader, [])
             number = reader.line_num
-            if not all(name.strip() for name in header) and any(header):
-                raise DataError(
-                    f"{path}: {sum(not name.strip() for name in header)} of {len(header)} columns have no name in the "
-                    "first line. Name them, or remove them."
-                )
             if not any(header):
                 raise DataError(f"{path}: has no header. The first line must name the columns.")
+            if nameless := sum(not name.strip() for name in header):
+                missing = f"{nameless} of {len(header)} columns have no name in the first line"
+                raise DataError(f"{path}: {missing}. Name them, or remove them.")
             if twice := {name for name in header if header.count(name) > 1}:
                 raise DataError(f"{path}: the header names {', '.join(sorted(twice))} more than once.")
             for cells in reader:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from asr.data.audio import UNREADABLE_AUDIO, audio_duration
+from asr.data.dropped import OUTSIDE, TOO_SHORT, Dropped
 from asr.data.index import ManifestIndex
 from asr.data.loader import LeftOut, Manifests, SpeechDataset, SpeechLoader
 from asr.data.manifest import open_rows, write_manifest
@@ -36,8 +37,6 @@ CHUNK = 1 << 20
 """Utterances that are looked at together."""
 MOST_TEXTS = 1_000_000
 """Transcripts that a tokenizer learns from, at the most."""
-TOO_SHORT = "too short for CTC"
-OUTSIDE = "duration outside bounds"
 
 
 @dataclass
@@ -53,38 +52,6 @@ class Fit:
     sample_rate: int
     name: str = ""
     """Of what `encode` does: equal names, equal labels."""
-
-
-@dataclass
-class Dropped:
-    """Utterances that a training leaves out, by reason. They may be millions: only `rows` reads theirs."""
-
-    parts: list[tuple[Manifests, str, np.ndarray, np.ndarray, Sequence[str]]] = field(default_factory=list)
-    """Of manifests, for a reason: utterances (U,), their seconds (U,), and details of each, or none."""
-
-    def add(self, manifests: Manifests, reason: str, indices: Any, seconds: Any, details: Sequence[str] = ()) -> None:
-        if len(indices):
-            self.parts.append((manifests, reason, np.asarray(indices), np.asarray(seconds, np.float32), details))
-
-    def count(self, reason: str) -> int:
-        return sum(len(indices) for _, found, indices, *_ in self.parts if found == reason)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        for manifests, reason, indices, seconds, details in self.parts:
-            for k, (index, duration) in enumerate(zip(indices.tolist(), seconds.tolist(), strict=True)):
-                detail = details[k] if details else ""
-                if reason == OUTSIDE:
-                    detail = f"{duration:.2f} s, data.min_seconds and data.max_seconds bound it"
-                row = {"id": manifests[index].id, "reason": reason, "detail": detail}
-                yield row | {"audio_filepath": manifests[index].audio_filepath, "duration": round(duration, 3)}
-
-    def summary(self) -> str:
-        count: Counter[str] = Counter()
-        seconds: defaultdict[str, float] = defaultdict(float)
-        for _, reason, indices, durations, _ in self.parts:
-            count[reason] += len(indices)
-            seconds[reason] += float(durations.sum(dtype=np.float64))
-        return ", ".join(f"{n} {reason} ({seconds[reason] / 3600:.2f} h)" for reason, n in count.most_common())
 
 
 class SpeechData(L.LightningDataModule):

@@ -23,7 +23,8 @@ from rich.console import Console
 from asr import signals
 from asr.bundle import describe, load_pipeline, opened, pipeline_config, read_checkpoint
 from asr.configs import check_config, flatten
-from asr.data.module import TOO_SHORT, Fit, SpeechData
+from asr.data.dropped import TOO_SHORT
+from asr.data.module import Fit, SpeechData
 from asr.errors import CheckpointError, ConfigError
 from asr.machine import choose_for_trainer
 from asr.pipeline import Pipeline, build
