@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 
 from asr import signals
 
@@ -244,8 +244,7 @@ def validate_between_steps(trainer: L.Trainer) -> None:
 
 def stopped_early(trainer: L.Trainer) -> bool:
     """Whether a run is resumed that its early stopping has ended, which Lightning does not ask again."""
-    callbacks = [callback for callback in trainer.early_stopping_callbacks if isinstance(callback, EarlyStopping)]
-    return any(callback.stopped_epoch or 0 < callback.wait_count >= callback.patience for callback in callbacks)
+    return any(c.stopped_epoch or 0 < c.wait_count >= c.patience for c in trainer.early_stopping_callbacks)
 
 
 def keep_rest_of_epoch(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
