@@ -40,7 +40,7 @@ SEVERAL = ("augment", "callbacks", "logger")
 """Groups of which any number is chosen, by a list."""
 NULLABLE = {
     **dict.fromkeys(("threads", "max_steps", "channel", "utterances", "freeze_epochs"), int | None),
-    "endpoint": float | None,
+    **dict.fromkeys(("endpoint", "max_minutes"), float | None),
 }
 """The types of keys that may be null."""
 SINGLE = ("checkpoint", "manifest", "out", "output", "compare", "json", "model", "transcript", "run")

@@ -153,6 +153,7 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture, monkeypatc
         ("train", "threads=abc", ["threads=abc: must be of type int or null, found str"]),
         ("train", "threads=-1", ["threads=-1: must be 1 or more"]),
         ("train", "max_steps=1.5", ["max_steps=1.5: must be of type int or null, found float"]),
+        ("train", "max_minutes=1:30", ["max_minutes=1:30: must be of type float or null, found str"]),
         ("train", "data.channel=abc", ["data.channel=abc: must be of type int or null"]),
         ("train", "data.workers=abc", ["data.workers=abc: must be of type int or null"]),
         ("benchmark", "rounds=0", ["rounds=0: must be 1 or more"]),

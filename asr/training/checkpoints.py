@@ -189,28 +189,22 @@ def validation_is_due(trainer: L.Trainer) -> bool:
 
 
 class StopAfterSteps(Callback):
-    """Ends the training after so many optimizer steps.
+    """Ends the training after the module's `steps`, wherever in an epoch that is.
 
     Lightning is told of them only at the end: a `max_steps` given at the start makes it count an epoch twice that is
     resumed from a checkpoint of its end.
     """
 
-    def __init__(self, steps: int):
-        self.steps = steps
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not validation_is_due(trainer):
-            self._stop(trainer)
+            self.on_train_batch_end(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._stop(trainer)
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step >= int(pl_module.steps):  # type: ignore[arg-type]
+            trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
 
-    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._stop(trainer)
-
-    def _stop(self, trainer: L.Trainer) -> None:
-        if trainer.global_step >= self.steps:
-            trainer.fit_loop.epoch_loop.max_steps = self.steps
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_train_batch_end(trainer, pl_module)
 
 
 class LastValidation(Callback):

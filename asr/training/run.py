@@ -39,6 +39,7 @@ from asr.training.leaving import explain, leave
 from asr.training.lost_ranks import LostRanks
 from asr.training.module import SpeechRecognition, build_augmentations
 from asr.training.statistics import set_feature_statistics
+from asr.training.time_limit import TimeLimit
 from asr.training.transfer import Frozen, initialize, parameter_groups, with_defaults
 
 LEARNING = ("optimizer", "schedule", "objective", "augment", "seed", "freeze", "freeze_epochs", "learning_rates")
@@ -225,8 +226,10 @@ def build_trainer(config: Mapping[str, Any], has_validation: bool, resume_step: 
         Preemption(out / "checkpoints"),
     ]
     callbacks.insert(0, LastValidation())  # ahead of those that save
-    if config["max_steps"]:
-        callbacks.insert(0, StopAfterSteps(config["max_steps"]))
+    if config["max_steps"] or config["max_minutes"] is not None:
+        callbacks.insert(0, StopAfterSteps())
+    if config["max_minutes"] is not None:
+        callbacks.insert(0, TimeLimit(config["max_minutes"]))  # ahead of what asks for the last step
     loggers = []
     for name, logger in (config["logger"] or {}).items():
         told = RESUMING.get(logger["_target_"].rsplit(".", 1)[-1], ()) if resume_step is not None else ()
