@@ -224,7 +224,7 @@ def advanced(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return 0 if key.rpartition(".")[2] == "start_step" else value
 
     begun = {group: map_options(config[group] or {}, begin) for group in ("objective", "augment")}
-    return {**config, **begun, "data": data, "max_steps": None}
+    return {**config, **begun, "data": data, "max_steps": None, "max_minutes": None}
 
 
 def _over(

@@ -297,6 +297,8 @@ def print_overview(pipeline: Pipeline, data: SpeechData, config: Mapping[str, An
             )
     example = data.train[int(data.train_indices[0])].text or ""
     console.print(f"text        {example!r} → {pipeline.text(example)!r}", markup=False)
+    if config["max_minutes"] is not None:
+        console.print(f"time        {config['max_minutes']:g} minutes at most (max_minutes), in fewer steps if need be")
     labels = len(pipeline.tokenizer)
     parameters = sum(p.numel() for p in pipeline.model.parameters())
     console.print(

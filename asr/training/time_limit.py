@@ -28,6 +28,7 @@ class TimeLimit(Callback):
         self.minutes = minutes
         self.place = 0  # steps of the schedule
         self.seconds = 0.0  # before `since`
+        self.since = monotonic()  # a finished run that is resumed does not start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.since, self.step = monotonic(), trainer.global_step

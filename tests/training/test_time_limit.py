@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,9 @@ from asr.training import time_limit
 from asr.training.module import SpeechRecognition
 from asr.training.schedules import onecycle
 
-from .conftest import killed
+from .conftest import SMALL, killed
 from .test_interruption import OPTIONS, rows
-from .test_run import difference
+from .test_run import SCRIPTS, difference
 
 PEAK, LAST = 2e-3, 4e-6
 SLOW = (*OPTIONS, f"optimizer.lr={PEAK}")
@@ -51,6 +54,10 @@ def learning_rates(run: Path) -> list[float]:
     return [float(row["lr-AdamW/pg1"]) for row in rows(run) if row.get("lr-AdamW/pg1")]
 
 
+def last_rate(run: Path) -> float:
+    return state(run)["optimizer_states"][0]["param_groups"][0]["lr"]
+
+
 def scheduled(places: list[int], steps: int = 27) -> list[float]:
     """The rates of a schedule at such places."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], PEAK)
@@ -68,7 +75,8 @@ def test_a_fast_machine_makes_all_steps(train, clock, capsys, options):
     whole, limited = train("whole", *OPTIONS, *options), train("limited", *OPTIONS, *options, "max_minutes=4.6")
     assert difference(whole, limited) == 0
     assert rows(whole) == rows(limited)
-    assert "max_minutes" not in capsys.readouterr().out
+    assert "27 steps" not in capsys.readouterr().out
+    assert difference(whole, train("limited", *OPTIONS, *options, "max_minutes=4.6", "resume=auto")) == 0
 
 
 def test_a_slow_machine_ends_its_schedule_in_time(train, clock, capsys):
@@ -76,7 +84,7 @@ def test_a_slow_machine_ends_its_schedule_in_time(train, clock, capsys):
     run = train("run", *SLOW, "max_minutes=1.5")
     assert state(run)["global_step"] == 9
     assert learning_rates(run) == pytest.approx(scheduled([0, 3, 6, 9, 12, 15, 18, 21, 24]))
-    assert state(run)["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(PEAK * LAST, rel=1e-3)
+    assert last_rate(run) == pytest.approx(PEAK * LAST, rel=1e-3)
     assert "9 of 27 steps" in capsys.readouterr().out
     summary = json.loads((run / "evaluation/validation/summary.json").read_text())
     last = [row["val_wer"] for row in rows(run) if row["val_wer"]][-1]
@@ -112,12 +120,24 @@ def test_it_is_resumed(train, clock, monkeypatch, step):
 def test_accumulated_batches_are_one_step(train, clock):
     run = train("run", *SLOW, "max_minutes=1", "trainer.accumulate_grad_batches=2", "data.batch_seconds=4")
     assert state(run)["global_step"] == 6
-    assert state(run)["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(PEAK * LAST, rel=1e-3)
+    assert last_rate(run) == pytest.approx(PEAK * LAST, rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "noam", "constant", "warmup_cosine"])
 def test_with_every_schedule(train, clock, schedule):
     assert state(train("run", *OPTIONS, "max_minutes=1.5", f"schedule={schedule}"))["global_step"] == 9
+
+
+def test_processes_end_together(tones, tmp_path):
+    """By the real clock, of which each has its own."""
+    options = [*SMALL[1:], "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "epochs=2000"]
+    options += ["+callbacks.notes._target_=tests.training.faults.Notes", f"+callbacks.notes.path={tmp_path / 'notes'}"]
+    options += ["max_minutes=0.1", f"optimizer.lr={PEAK}", f"data.train={tones}", f"out={tmp_path / 'run'}"]
+    command = [sys.executable, SCRIPTS / "train.py", *options]
+    subprocess.run(command, check=True, timeout=300, env=os.environ | {"PYTHONPATH": str(SCRIPTS.parent)})
+    first, second = (len((tmp_path / f"notes-{rank}").read_text().splitlines()) for rank in (0, 1))
+    assert first == second == state(tmp_path / "run")["global_step"] < 1000
+    assert last_rate(tmp_path / "run") == pytest.approx(PEAK * LAST, rel=1e-3)
 
 
 @pytest.mark.parametrize("minutes", [0, -1, "nan"])
