@@ -342,6 +342,9 @@ def check_resumable(
     steps = [schedule.get("total_steps") for schedule in found.get("lr_schedulers", ())]
     if not changed and steps and steps[0] not in (None, module.steps + 1):
         changed = [f"the steps of the schedule ({steps[0] - 1}, now {module.steps}: epochs, max_steps or the data)"]
+    place = found.get("callbacks", {}).get("TimeLimit", {}).get("place", 0)
+    if not changed and config["max_minutes"] is None and steps and steps[0] and place > found["global_step"]:
+        changed = ["max_minutes, which has shortened the schedule"]
     if not changed and _learnt(found["state_dict"]) != _learnt(module.state_dict()):
         changed = ["what the objective learns (the phones of the lexicon or the transcripts)"]
     averages = any(callback["_target_"].endswith(".Ema") for callback in (config["callbacks"] or {}).values())

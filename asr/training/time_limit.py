@@ -54,7 +54,7 @@ class TimeLimit(Callback):
         if self.place >= self.steps > trainer.global_step:
             pl_module.print(
                 f"max_minutes={self.minutes:g}: {trainer.global_step:,} of {self.steps:,} steps were made in this "
-                "time, and the schedule shortened to them; max_minutes=null makes all"
+                "time, and the schedule shortened to them; a new run makes all with max_minutes=null"
             )
 
     def state_dict(self) -> dict[str, Any]:

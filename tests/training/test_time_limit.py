@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asr.errors import ConfigError
+from asr.errors import CheckpointError, ConfigError
 from asr.training import time_limit
 from asr.training.module import SpeechRecognition
 from asr.training.schedules import onecycle
@@ -115,6 +115,17 @@ def test_it_is_resumed(train, clock, monkeypatch, step):
     train("cut", *options, "resume=auto")  # there is nothing left to do
     assert state(cut)["global_step"] == 12
     assert rows(cut) == rows(whole)
+
+
+def test_what_was_shortened_is_not_resumed_without_limit(train, clock):
+    """The rest of its steps would have no learning rate."""
+    train("run", *OPTIONS, "max_minutes=2")
+    with pytest.raises(CheckpointError, match="max_minutes, which has shortened the schedule"):
+        train("run", *OPTIONS, "resume=auto")
+    train("constant", *OPTIONS, "max_minutes=2", "schedule=constant")
+    assert state(train("constant", *OPTIONS, "schedule=constant", "resume=auto"))["global_step"] == 27
+    fast = train("fast", *OPTIONS, "max_minutes=5")
+    assert state(train("fast", *OPTIONS, "resume=auto"))["global_step"] == state(fast)["global_step"] == 27
 
 
 def test_accumulated_batches_are_one_step(train, clock):
