@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from asr.machine import processors
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is loaded: the workers share the cores
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // workers)))
+
 DATA = Path(os.environ.get("ASR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker a core; slow tests start processes of their own, and wait for them: one after the other."""
+    return min(processors(), 16) if config.option.markexpr.startswith("not ") else 0
 
 
 def _real_speech(name: str) -> Path:
