@@ -1,4 +1,4 @@
-"""Real speech for tests, where it is there."""
+"""Real speech for tests, where it is there; and how many run at once."""
 
 from __future__ import annotations
 
