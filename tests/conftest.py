@@ -22,7 +22,8 @@ DATA = Path(os.environ.get("ASR_TEST_DATA", Path(__file__).parents[2] / "shared"
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A worker a core; slow tests start processes of their own, and wait for them: one after the other."""
-    return min(processors(), 16) if config.option.markexpr.startswith("not ") else 0
+    without_slow = all(f"not {kind}" in config.option.markexpr for kind in ("slow", "cluster"))
+    return min(processors(), 16) if without_slow else 0
 
 
 def _real_speech(name: str) -> Path:
