@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -67,6 +69,22 @@ def ignore() -> None:
     """In a helper process: a batch system signals all processes of a job, and the training, which answers, needs it."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    _mask("SIG_UNBLOCK")
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals wait: here until the end of the block, in a helper process that begins in it until it ignores them."""
+    _mask("SIG_BLOCK")
+    try:
+        yield
+    finally:
+        _mask("SIG_UNBLOCK")
+
+
+def _mask(how: str) -> None:
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(getattr(signal, how), STOPPING)
 
 
 def received() -> int:

@@ -228,7 +228,8 @@ class SpeechLoader(DataLoader):
 
     def _begin(self) -> Iterator:
         before = signal.getsignal(signal.SIGCHLD)
-        batches: Any = super().__iter__()
+        with signals.held_back():
+            batches: Any = super().__iter__()
         if self.num_workers and threading.current_thread() is threading.main_thread():
             # torch's handler would raise wherever the program is when a worker dies; waiting for it is the place
             signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)

@@ -26,7 +26,9 @@ def in_processes(act: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[An
     global _act
     _act = act  # a forked process has it, whether it can be pickled or not
     with ProcessPoolExecutor(count, multiprocessing.get_context("fork"), signals.ignore) as pool:
-        yield from pool.map(_call, items)
+        with signals.held_back():
+            results = pool.map(_call, items)
+        yield from results
 
 
 def _call(item: Any) -> Any:

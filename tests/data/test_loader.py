@@ -241,8 +241,15 @@ def test_workers_end_with_what_read_them(make, corpus):
     assert not worker.is_alive()
 
 
-def test_workers_leave_signals_to_the_training(make, corpus):
-    """A batch system sends them to all processes of a job."""
+def test_workers_leave_signals_to_the_training(make, corpus, monkeypatch):
+    """A batch system sends them to all processes of a job; to one that has just begun, too."""
+    begin = loading._begin_worker
+
+    def begin_late(worker: int) -> None:
+        time.sleep(worker)
+        begin(worker)
+
+    monkeypatch.setattr(loading, "_begin_worker", begin_late)
     loader = make(corpus[0], workers=2)
     batches = iter(loader)
     seen = [next(batches)]
