@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ WHOLE = "the whole recipe"
 def ablation(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement], dict[str, Any]]:
     """Train what is not trained yet, one after the other, and compare.
 
-    Interrupted, it goes on where it was: trainings that are there are not repeated.
+    Interrupted, it goes on where it was: trainings that are there are not repeated. The intervals are over speakers,
+    whose errors are summed over the seeds; that other seeds would train other models is not in them.
 
     Args:
         config: with `ablation`, as in `conf/ablation/an4.yaml`; `options`, further ones of `train` for all trainings,
@@ -39,13 +42,14 @@ def ablation(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement]
     found: dict[str, list[Result]] = {}
     for name, left_out in {WHOLE: [], **plan["without"]}.items():
         found[name] = []
-        for fold in plan["folds"]:
-            run = runs / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-fold{fold}"
-            options = [f"+experiment={plan['experiment']}", *common, *left_out]
-            found[name] += _results(run, [*options, "data.validation_speakers=0.25", f"data.validation_fold={fold}"])
+        for seed, fold in itertools.product(plan["seeds"], plan["folds"]):
+            run = runs / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-seed{seed}-fold{fold}"
+            options = [f"+experiment={plan['experiment']}", *common, *left_out, f"seed={seed}"]
+            results = _results(run, [*options, "data.validation_speakers=0.25", f"data.validation_fold={fold}"])
+            found[name] += [replace(result, id=f"seed {seed}, {result.id}") for result in results]
     measured = [_measure(name, results, found[WHOLE]) for name, results in found.items()]
     setting = {"recipe": plan["experiment"], "options": shlex.join(common)}
-    return measured, machine(torch.device("cpu")) | setting | {"folds": plan["folds"]}
+    return measured, machine(torch.device("cpu")) | setting | {"seeds": plan["seeds"], "folds": plan["folds"]}
 
 
 def _results(run: Path, options: Sequence[str]) -> list[Result]:
