@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -69,22 +69,22 @@ def ignore() -> None:
     """In a helper process: a batch system signals all processes of a job, and the training, which answers, needs it."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    _mask("SIG_UNBLOCK")
+    _mask("SIG_UNBLOCK", STOPPING)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
     """Signals wait: here until the end of the block, in a helper process that begins in it until it ignores them."""
-    _mask("SIG_BLOCK")
+    before = _mask("SIG_BLOCK", STOPPING)
     try:
         yield
     finally:
-        _mask("SIG_UNBLOCK")
+        _mask("SIG_SETMASK", before)
 
 
-def _mask(how: str) -> None:
-    if hasattr(signal, "pthread_sigmask"):  # not on Windows
-        signal.pthread_sigmask(getattr(signal, how), STOPPING)
+def _mask(how: str, numbers: Iterable[int]) -> set[int]:
+    """Change which signals this thread holds back; those that it did before. Windows knows no such thing."""
+    return signal.pthread_sigmask(getattr(signal, how), numbers) if hasattr(signal, "pthread_sigmask") else set()
 
 
 def received() -> int:
