@@ -39,6 +39,8 @@ def ablation(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement]
         raise ConfigError("trained: where are the trainings to be kept? trained=DIR")
     plan, runs = config["ablation"], Path(config["trained"])
     common = [*plan["options"], *shlex.split(config["options"])]
+    if any(option.startswith("seed=") for option in common):
+        raise ConfigError("options: seeds are given by ablation.seeds=[…]")
     found: dict[str, list[Result]] = {}
     for name, left_out in {WHOLE: [], **plan["without"]}.items():
         found[name] = []

@@ -40,7 +40,7 @@ def test_ablation(tmp_path, monkeypatch):
     assert found["weight dropout"]["note"].endswith("over 6 speakers: no effect shown")
 
 
-def test_an_ablation_says_which_training_failed(tmp_path, monkeypatch, capsys):
+def test_an_ablation_says_which_training_failed_and_what_it_wants(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
     with pytest.raises(SystemExit):
         benchmark("ablation", tmp_path, f"trained={tmp_path / 'runs'}")
@@ -48,3 +48,6 @@ def test_an_ablation_says_which_training_failed(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         benchmark("ablation", tmp_path)
     assert "trained=DIR" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        benchmark("ablation", tmp_path, f"trained={tmp_path / 'runs'}", "options=seed=3")
+    assert "ablation.seeds=" in capsys.readouterr().err
