@@ -252,7 +252,8 @@ def test_a_pool_of_processes(tmp_path: Path) -> None:
     paths, _ = recordings(tmp_path)
     recognizer = asr.load(tmp_path / "bundle", "cpu")
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        assert list(pool.map(recognizer.transcribe, paths[:3])) == recognizer.transcribe(paths[:3])
+        # each alone here, too: confidences of a batch may differ in their last digits
+        assert list(pool.map(recognizer.transcribe, paths[:3])) == [recognizer.transcribe(path) for path in paths[:3]]
 
 
 def test_hours_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:

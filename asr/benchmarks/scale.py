@@ -40,7 +40,7 @@ def scale(config: Mapping[str, Any], folder: Path) -> tuple[list[Measurement], d
     count, ranks = config["utterances"], config["trainer"].get("accumulate_grad_batches", 1)
     manifest, hours = write_manifest(folder / "corpus", count, config["seed"])
     data = config["data"] | {"train": str(manifest), "validation": None, "validation_speakers": 0, "test": None}
-    trainer = config["trainer"] | {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = config["trainer"] | {"accelerator": "cpu"}
     config = {**config, "data": data, "trainer": trainer, "callbacks": {}, "logger": {}, "out": str(folder / "run")}
 
     def start(buffer: int | None) -> dict[str, float]:
