@@ -246,7 +246,6 @@ def test_a_recognizer_can_be_handed_to_a_process(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(recognizer)).transcribe(paths[:3]) == recognizer.transcribe(paths[:3])
 
 
-@pytest.mark.slow
 def test_a_pool_of_processes(tmp_path: Path) -> None:
     save_bundle(tmp_path / "bundle", pipeline(), pipeline_config(CONFIG), "")
     paths, _ = recordings(tmp_path)
