@@ -30,7 +30,7 @@ from asr.tokenizers import Characters
 from asr.types import Segment, Transcript, Utterance
 from asr.vad import Everything
 from tests.test_align import LETTERS, RATE, Tones, expected_words, speak
-from tests.test_recognizer import CONFIG, pipeline
+from tests.test_recognizer import CONFIG, assert_same, pipeline
 
 
 def tones(segmenter: Segmenter | None = None, batch_seconds: float = 60.0, letters: str = LETTERS) -> Recognizer:
@@ -253,10 +253,7 @@ def test_a_pool_of_processes(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         found = list(pool.map(recognizer.transcribe, paths[:3]))
     for there, here in zip(found, recognizer.transcribe(paths[:3]), strict=True):
-        assert there.text == here.text
-        assert [(w.text, w.start, w.end) for w in there.words] == [(w.text, w.start, w.end) for w in here.words]
-        # sums of another order, by batches and threads
-        assert [w.confidence for w in there.words] == pytest.approx([w.confidence for w in here.words], abs=1e-4)
+        assert_same(there, here)
 
 
 def test_hours_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
